@@ -22,10 +22,10 @@ test: $(VENV)/.dlops-dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} DLOPS_PRESET=test DLOPS_STORE=$$store/results DLOPS_DATA=$$store/data \
-	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 
 lab: $(VENV)/.dlops
 	$(BIN)/python -m jupyterlab notebooks
