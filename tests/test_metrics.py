@@ -1,0 +1,159 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, top_k_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+from dlops import metrics
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_topk_accuracy_equals_sklearn(rng, k):
+    scores, labels = rng.normal(size=(500, 12)), rng.integers(12, size=500)
+    predictions = np.argsort(-scores, axis=1)[:, :5]
+    expected = top_k_accuracy_score(labels, scores, k=k, labels=np.arange(12))
+    assert metrics.topk_accuracy(predictions, labels, k) == pytest.approx(expected, abs=1e-15)
+
+
+def test_topk_beyond_the_stored_predictions_is_refused():
+    with pytest.raises(ValueError, match="between 1 and 5, not be 6"):
+        metrics.topk_accuracy(np.zeros((3, 5), int), np.zeros(3, int), 6)
+
+
+def test_confusion_equals_sklearn_and_gives_class_accuracy(rng):
+    labels, predicted = rng.integers(6, size=300), rng.integers(7, size=300)
+    matrix = metrics.confusion(labels, predicted, 7)
+    np.testing.assert_array_equal(matrix, confusion_matrix(labels, predicted, labels=range(7)))
+    accuracy = metrics.class_accuracy(labels, predicted, 7)
+    for c in range(6):
+        assert accuracy[c] == np.mean(predicted[labels == c] == c)
+    assert np.isnan(accuracy[6])
+
+
+def test_most_confused_lists_off_diagonal_cells_with_shares():
+    matrix = [[8, 2, 0], [5, 0, 5], [0, 1, 9]]
+    assert metrics.most_confused(matrix, ["cat", "dog", "fox"], 3) == [
+        ("dog", "cat", 5, 0.5),
+        ("dog", "fox", 5, 0.5),
+        ("cat", "dog", 2, 0.2),
+    ]
+    assert metrics.most_confused(np.eye(3, dtype=int), ["cat", "dog", "fox"]) == []
+
+
+def test_wilson_equals_published_values():
+    """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0000, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    for (successes, n), expected in published.items():
+        assert metrics.wilson(successes, n) == pytest.approx(expected, abs=5e-5)
+    assert metrics.wilson(20, 20) == pytest.approx((0.8389, 1), abs=5e-5)
+    with pytest.raises(ValueError, match="21 successes of 20"):
+        metrics.wilson(21, 20)
+
+
+def test_wilson_equals_scipy():
+    expected = binomtest(412, 500).proportion_ci(0.95, method="wilson")
+    assert metrics.wilson(412, 500, z=1.959963984540054) == pytest.approx(tuple(expected))
+
+
+def test_bootstrap_interval_agrees_with_the_normal_one(rng):
+    values = rng.random(2000) < 0.7
+    low, high = metrics.bootstrap_interval(values)
+    half = 1.96 * values.std() / np.sqrt(2000)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.003)
+    assert metrics.bootstrap_interval(values) == (low, high)
+    assert metrics.bootstrap_interval(values, seed=1) != (low, high)
+
+
+def test_paired_bootstrap_uses_that_images_are_the_same(rng):
+    b = rng.random(1000) < 0.7
+    a = b.copy()
+    a[np.flatnonzero(~b)[:30]] = True
+    difference, low, high = metrics.paired_bootstrap(a, b)
+    assert difference == pytest.approx(0.03)
+    assert 0.015 < low < 0.03 < high < 0.045  # unpaired, it would be 0.03 +- 0.04
+    assert metrics.paired_bootstrap(b, a)[0] == -difference
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(10, 3), (0, 6), (7, 7), (5, 4), (1300, 1180)])
+def test_mcnemar_equals_the_exact_binomial_test(only_a, only_b):
+    a = np.array([1] * only_a + [0] * only_b + [1] * 50 + [0] * 9, bool)
+    b = np.array([0] * only_a + [1] * only_b + [1] * 50 + [0] * 9, bool)
+    expected = binomtest(only_a, only_a + only_b, 0.5).pvalue
+    assert metrics.mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
+    assert metrics.mcnemar(b, a) == metrics.mcnemar(a, b)
+
+
+def test_paired_tests_without_disagreement_or_without_pairs():
+    assert metrics.mcnemar([True, False], [True, False]) == 1.0
+    with pytest.raises(ValueError, match="same images, not 2 and 3"):
+        metrics.mcnemar([True, False], [True, False, True])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_knn_equals_sklearn(rng, dtype):
+    centers = rng.normal(size=(5, 8))
+    train_labels, labels = rng.integers(5, size=700), rng.integers(5, size=300)
+    train = (centers[train_labels] + rng.normal(size=(700, 8))).astype(dtype)
+    test = (centers[labels] + rng.normal(size=(300, 8))).astype(dtype)
+    names = np.array([3, 10, 11, 40, 77])  # labels need not be 0..C-1
+    for k in (1, 2, 20):
+        oracle = KNeighborsClassifier(k, algorithm="brute").fit(
+            train.astype(np.float64), names[train_labels]
+        )
+        expected = oracle.score(test.astype(np.float64), names[labels])
+        assert 0.4 < expected < 1
+        found = metrics.knn_accuracy(train, names[train_labels], test, names[labels], k)
+        assert found == pytest.approx(expected, abs=1e-15)
+
+
+def test_nearest_class_mean_equals_explicit_distances(rng):
+    train_labels = np.repeat([2, 5, 6, 7, 9, 11], 30)
+    train, test = rng.normal(size=(180, 4)), rng.normal(size=(1500, 4))
+    predictions = metrics.nearest_class_mean(train, train_labels, test, k=5)
+    assert predictions.shape == (1500, 5)
+    oracle = NearestCentroid().fit(train, train_labels)
+    np.testing.assert_array_equal(predictions[:, 0], oracle.predict(test))
+    for row, x in zip(predictions, test, strict=True):
+        distances = [np.linalg.norm(x - train[train_labels == c].mean(axis=0)) for c in row]
+        assert distances == sorted(distances)
+    assert metrics.nearest_class_mean(train, train_labels, test, k=10).shape == (1500, 6)
+
+
+def test_neighbours_stay_exact_far_from_the_origin():
+    """Expanding |x - y|^2 around zero would lose these differences even in float64."""
+    train = np.array([[0.0], [1.0], [2.0]]) * 1e-3 + 1e8
+    predictions = metrics.nearest_class_mean(train, [0, 1, 2], train, k=3)
+    np.testing.assert_array_equal(predictions[:, 0], [0, 1, 2])
+    assert metrics.knn_accuracy(train, [0, 1, 2], train, [0, 1, 2], k=1) == 1.0
+
+
+def test_neighbours_never_hold_the_whole_distance_matrix(rng):
+    train = rng.normal(size=(60_000, 2)).astype(np.float32)
+    test = rng.normal(size=(1500, 2)).astype(np.float32)
+    tracemalloc.start()
+    metrics.knn_accuracy(train, train[:, 0] > 0, test, test[:, 0] > 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000 * 1500 * 4 / 2  # half of the matrix in float32
+
+
+def test_tsne_separates_clusters_repeatably(rng):
+    labels = np.repeat(np.arange(3), 30)
+    x = (20 * rng.normal(size=(3, 80))[labels] + rng.normal(size=(90, 80))).astype(np.float16)
+    points = metrics.tsne(x, seed=0)
+    assert points.shape == (90, 2)
+    assert metrics.knn_accuracy(points, labels, points, labels, k=5) == 1.0
+    np.testing.assert_array_equal(points, metrics.tsne(x, seed=0))
+    assert metrics.tsne(x[:8], seed=0).shape == (8, 2)  # fewer rows than the perplexity
