@@ -14,7 +14,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*/*.ipynb))
 .DELETE_ON_ERROR:
 
 reports: $(VENV)/.dlops
-	$(BIN)/python -m dlops.cli run --preset quick
+	$(BIN)/dlops run --preset quick
 
 # The notebooks run in one process and one store, in the order of their names: a comparison, which
 # comes last in its assignment, finds the results of the notebooks before it.
