@@ -99,9 +99,13 @@ class ResNet18(nn.Module):
         x = self.layer4(x)
         return self.avgpool(x).flatten(1)
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Features [B, 512] -> logits [B, num_classes]."""
+        return self.fc(features)
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> logits [B, num_classes]."""
-        return self.fc(self.features(x))
+        return self.classify(self.features(x))
 
 
 def stages(model: nn.Module) -> list[tuple[str, int]]:
