@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import inspect
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -357,17 +360,29 @@ def _decode(folder: Path, wnids: list[str], cache: Path, progress: Progress | No
             f" hold {expected[0]:,} and {expected[1]:,}: unpack the archive again."
         )
     shape = (len(files), 3, 64, 64)
-    _need(cache, int(np.prod(shape)), f"the decoded images of {folder.name}")
+    _need(cache, int(np.prod(shape)), f"The decoded form of {folder.name}")
     np.save(cache / "labels.npy", np.array([label for _, label in files], dtype=np.int64))
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    blocks = [files[start : start + 500] for start in range(0, len(files), 500)]
-    with open(cache / "images.npy", "wb") as out, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open(cache / "images.npy", "wb") as out:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(out, header)
-        done = 0
+        start = out.tell()
+    program = f"{inspect.getsource(_decode_paths)}\n{_decode_paths.__name__}()"
+
+    def decode(first: int) -> int:
+        """In a process of its own, which loads nothing but Pillow and writes its own images."""
+        block = files[first : first + 2500]
+        with open(cache / "images.npy", "r+b") as out:
+            out.seek(start + first * 3 * 64 * 64)
+            paths = os.fsencode("\0".join(path for path, _ in block))
+            command = [sys.executable, "-c", program]
+            done = subprocess.run(command, input=paths, stdout=out, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise DlopsError(done.stderr.decode(errors="replace").strip().split("\n")[-1])
+        return first + len(block)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for block in pool.map(_decode_block, blocks):
-                out.write(block.data)
-                done += len(block)
+            for done in pool.map(decode, range(0, len(files), 2500)):
                 if progress:
                     progress(done, len(files))
         except BaseException:
@@ -375,22 +390,26 @@ def _decode(folder: Path, wnids: list[str], cache: Path, progress: Progress | No
             raise
 
 
-def _decode_block(files: list[tuple[str, int]]) -> np.ndarray:
-    """uint8 [n, 3, 64, 64]; the pixels equal Pillow's, in half its time."""
-    from torchvision.io import ImageReadMode, decode_jpeg
+def _decode_paths() -> None:
+    """Paths on standard input, separated by NUL, to pixels [3, 64, 64] on standard output."""
+    import os
+    import sys
 
-    images = np.empty((len(files), 3, 64, 64), dtype=np.uint8)
-    for image, (path, _) in zip(images, files, strict=True):
+    from PIL import Image
+
+    for path in sys.stdin.buffer.read().split(b"\0"):
         try:
-            encoded = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-            image[:] = decode_jpeg(encoded, mode=ImageReadMode.RGB).numpy()
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DlopsError(
-                f"{path} is not a readable JPEG image of 64 x 64 pixels ({reason}):"
+            with Image.open(path, formats=["JPEG"]) as image:
+                if image.size != (64, 64):
+                    raise ValueError("it has {} x {}".format(*image.size))
+                channels = image.convert("RGB").split()
+        except (OSError, SyntaxError, ValueError) as error:
+            sys.exit(
+                f"{os.fsdecode(path)} is not a readable JPEG image of 64 x 64 pixels ({error}):"
                 " unpack the archive again."
-            ) from None
-    return images
+            )
+        for channel in channels:
+            sys.stdout.buffer.write(channel.tobytes())
 
 
 _READERS: dict[str, Callable[[Data, Progress | None], _Raw]] = {
@@ -490,11 +509,15 @@ def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
 
 
 def _open(url: str, start: int) -> Any:
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     _check_address(url)
-    response = urllib.request.urlopen(request, timeout=60)
-    _check_address(response.url)  # where a redirect has led
-    return response
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    return urllib.request.build_opener(_Redirects).open(request, timeout=60)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _check_address(url: str) -> None:
@@ -576,15 +599,15 @@ class Batches:
         labels = split.labels[self.rows]
         self.labels = labels.to(self.device)
         self.batch_size = batch_size
-        self.members: list[np.ndarray] = []
+        self.grouping: tuple[int, int] | None = None
         if classes_per_batch and images_per_class:
-            self.shape = classes_per_batch, images_per_class
+            self.grouping = classes_per_batch, images_per_class
             self.batch_size = classes_per_batch * images_per_class
-            self.members = [np.flatnonzero(labels == label) for label in labels.unique()]
-            if classes_per_batch > len(self.members):
+            classes = len(labels.unique())
+            if classes_per_batch > classes:
                 raise DlopsError(
                     f"classes_per_batch is {classes_per_batch}, but the images are of only"
-                    f" {len(self.members)} classes."
+                    f" {classes} classes."
                 )
         mean = mean if normalise else [0.0] * len(mean)
         std = std if normalise else [1.0] * len(mean)
@@ -594,7 +617,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        if self.drop_last or self.members:
+        if self.drop_last or self.grouping:
             return max(1, len(self.rows) // self.batch_size)
         return -(-len(self.rows) // self.batch_size)
 
@@ -618,19 +641,9 @@ class Batches:
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """Positions of an epoch's images, batch after batch."""
-        if not self.members:
-            return rng.permutation(len(self.rows)) if self.shuffle else np.arange(len(self.rows))
-        p, k = self.shape
-        classes = np.argsort(rng.random((len(self), len(self.members))), axis=1)[:, :p]
-        order = np.empty((len(self), p, k), dtype=np.int64)
-        for label, members in enumerate(self.members):
-            wanted = classes == label
-            each = max(1, len(members) // k)  # groups of k that a shuffled class gives
-            rounds = range(-(-int(wanted.sum()) // each))
-            groups = [np.resize(rng.permutation(members), (each, k)) for _ in rounds]
-            if groups:
-                order[wanted] = np.concatenate(groups)[: wanted.sum()]
-        return order.reshape(-1)
+        if self.grouping:
+            return class_batches(self.labels.cpu().numpy(), *self.grouping, rng).reshape(-1)
+        return rng.permutation(len(self.rows)) if self.shuffle else np.arange(len(self.rows))
 
     def _batches(
         self, blocks: Sequence[Tensor], moves: Sequence[Tensor] | None = None
@@ -671,6 +684,27 @@ class Batches:
         if self.whole and self.device.type == "cpu":
             return self.split.images
         return torch.cat([self.split.take(b).to(self.device) for b in self.rows.split(1000)])
+
+
+def class_batches(labels: np.ndarray, p: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of the images of P x K batches, [steps, p * k]: k images of each of p classes.
+
+    labels: [N]. An epoch has N // (p * k) steps, at least one; the classes of a step are drawn
+    without replacement, and a class's images in turn, those of a class with fewer than k repeated.
+    """
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    p = min(p, len(members))
+    steps = max(1, len(labels) // (p * k))
+    classes = np.argsort(rng.random((steps, len(members))), axis=1)[:, :p]
+    order = np.empty((steps, p, k), dtype=np.int64)
+    for label, own in enumerate(members):
+        wanted = classes == label
+        each = max(1, len(own) // k)  # groups of k that a shuffled class gives
+        rounds = range(-(-int(wanted.sum()) // each))
+        groups = [np.resize(rng.permutation(own), (each, k)) for _ in rounds]
+        if groups:
+            order[wanted] = np.concatenate(groups)[: wanted.sum()]
+    return order.reshape(steps, p * k)
 
 
 def _shift(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
