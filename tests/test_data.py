@@ -1,5 +1,7 @@
 """Data sets from tiny hand-made files in the official layouts, splits, and batches."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -221,6 +223,23 @@ def test_tiny_imagenet_is_decoded_once(tiny, monkeypatch):
     assert torch.equal(first.train.images, again.train.images)
     again.test.source[:] = 0  # a caller's scribbles do not reach the cache
     assert torch.equal(load(Data(name="tiny-imagenet"), seed=0).test.images, first.test.images)
+
+
+def test_two_that_start_together_decode_once(tiny, monkeypatch):
+    decode, calls, both = data._decode, [], threading.Barrier(2)
+
+    def counted(*arguments):
+        calls.append(1)
+        decode(*arguments)
+
+    def start(_):
+        both.wait()
+        return load(Data(name="tiny-imagenet"), seed=0).train.images
+
+    monkeypatch.setattr(data, "_decode", counted)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(start, range(2))
+    assert torch.equal(one, two) and len(calls) == 1
 
 
 def test_interrupted_decoding_leaves_no_cache(tiny, root):
