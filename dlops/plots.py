@@ -299,13 +299,11 @@ def _heading(column: str) -> str:
 
 
 @rc_context(STYLE)
-def histogram(
-    panels: Mapping[str, Mapping[str, ArrayLike]], *, title: str, xlabel: str, bins: int = 50
-) -> Figure:
+def histogram(panels: Mapping[str, Mapping[str, ArrayLike]], *, title: str, xlabel: str) -> Figure:
     """Distributions in panels that share their axes: {heading: {name: values}}."""
     figure, grid = _figure(2.7, title, 1, len(panels), sharex=True, sharey=True)
     everything = [np.ravel(v) for group in panels.values() for v in group.values()]
-    edges = np.histogram_bin_edges(np.concatenate(everything), bins)
+    edges = np.histogram_bin_edges(np.concatenate(everything), 50)
     names = list(dict.fromkeys(name for group in panels.values() for name in group))
     handles = {}
     for axes, (heading, group) in zip(grid.flat, panels.items(), strict=True):
@@ -334,9 +332,9 @@ def class_bars(
     *,
     title: str,
     xlabel: str = "Top-1 accuracy",
-    extreme: int = 15,
 ) -> Figure:
-    """A bar a class, highest first; of more than 40 classes all as a strip, and the extremes.
+    """A bar a class, highest first; of more than 40 classes all as a strip, and the 15
+    highest and lowest by name.
 
     values: [C] shares, or differences of shares; nan (a class without images) is left out.
     intervals: [C, 2], low and high.
@@ -346,8 +344,8 @@ def class_bars(
     order = np.argsort(-values, kind="stable")[: np.isfinite(values).sum()]
     mean = f"dashed: mean {_percent(values[order].mean())}"
     many = len(order) > 40
-    parts = [order[:extreme], order[-extreme:]] if many else [order]
-    headings = [f"highest {extreme}", f"lowest {extreme}"] if many else [mean]
+    parts = [order[:15], order[-15:]] if many else [order]
+    headings = ["highest 15", "lowest 15"] if many else [mean]
     shape = [["all", "all"], [0, 1]] if many else [[0]]
     figure, grid = _figure(0.7 + 0.17 * len(parts[0]) + 1.4 * many, title)
     grid[0, 0].remove()

@@ -68,7 +68,7 @@ def rays():
     points = centers[labels] * rng.uniform(1, 9, (300, 1))
     panels = {"cross-entropy": points, "center loss": points / 3}
     return plots.scatter(
-        panels, labels, names(10), title=TITLE, centers={"center loss": 2 * centers}
+        panels, labels, "0123456789", title=TITLE, centers={"center loss": 2 * centers}
     )
 
 
@@ -310,6 +310,8 @@ def test_filters_put_zero_at_mid_grey():
 def test_intervals_draw_limits_and_published_values_without():
     figure = plots.intervals(INTERVALS, title="x", xlabel="top-1", reference=0.7)
     axes = figure.axes[0]
+    figure.draw_without_rendering()
+    assert axes.get_position().width > 0.4  # long names leave room for the data
     assert len(axes.collections) == 2
     limits = axes.collections[0].get_segments()[0][:, 0]
     np.testing.assert_allclose(limits, [0.761, 0.805])
@@ -341,7 +343,7 @@ def test_responses_fill_the_base_setting_and_mark_failures():
 
 
 def test_histogram_counts_shares_over_common_bins():
-    figure = plots.histogram({"x": {"a": [0, 0, 0, 1]}}, title="x", xlabel="d", bins=2)
+    figure = plots.histogram({"x": {"a": [0, 0, 0, 1]}}, title="x", xlabel="d")
     heights = figure.axes[0].patches[0].get_path().vertices[:, 1]
     assert heights.max() == pytest.approx(0.75)
 
