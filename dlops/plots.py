@@ -360,7 +360,7 @@ def class_bars(
         panels["all"].set(xlim=(-1, len(order)), xticks=[])
         panels["all"].set_title(f"all {len(order)} classes, sorted ({mean})")
         _percent_axis(panels["all"])
-    low, high = min(0.0, limits[order].min()), limits[order].max()
+    low, high = min(0.0, limits[order].min()), max(0.01, limits[order].max())
     for i, part in enumerate(parts):
         axes, rows = panels[i], np.arange(len(part))
         axes.barh(rows, values[part], height=0.72, color=(BLUE, ORANGE)[i], alpha=0.75)

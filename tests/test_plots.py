@@ -255,6 +255,12 @@ def test_class_bars_leave_out_absent_classes_and_sort_the_others():
     assert [bar.get_width() for bar in figure.axes[0].patches] == [0.9, 0.2]
 
 
+@pytest.mark.parametrize("values", [[0.0, 0.0], [-0.2, -0.1]])
+def test_class_bars_start_at_zero_whatever_the_sign(values):
+    low, high = plots.class_bars(["a", "b"], values, title="x").axes[0].get_xlim()
+    assert low <= min(values) and 0 < high
+
+
 def test_class_bars_of_200_classes_show_all_of_them_and_name_the_extremes():
     share = rng.permutation(200) / 200
     figure = plots.class_bars([f"c{i}" for i in range(200)], share, title="x")
