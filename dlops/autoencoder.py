@@ -78,7 +78,7 @@ class StackedClassifier(nn.Module):
 
     def encode(self, x: Tensor, part: slice) -> Tensor:
         """Through a part of the hidden layers: [B, inputs] -> [B, units]."""
-        for layer in self.encoder[part]:
+        for layer in list(self.encoder)[part]:
             x = self.dropout(ACTIVATIONS[self.activation](layer(x)))
         return x
 
@@ -115,11 +115,11 @@ class Decoder(nn.Module):
         weight = layer.weight.detach()
         self.weight = None if tied else nn.Parameter(weight.T.clone())
         self.bias = nn.Parameter(weight.new_zeros(layer.in_features))
-        self.output = ACTIVATIONS[output]
+        self.output = output
 
     def forward(self, codes: Tensor, layer: nn.Linear) -> Tensor:
         weight = layer.weight.T if self.weight is None else self.weight
-        return self.output(F.linear(codes, weight, self.bias))
+        return ACTIVATIONS[self.output](F.linear(codes, weight, self.bias))
 
 
 def make_decoders(

@@ -74,12 +74,12 @@ class TripletHard(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [B, D] and labels [B] -> scalar."""
         d_ap, d_an, valid = self.mine(embeddings, labels)
-        gap = (d_ap - d_an).masked_fill(~valid, 0)
+        gap = d_ap - d_an  # -inf, so a loss of 0, where there is no triplet
         if isinstance(self.margin, str):
             loss = F.softplus(gap)
         else:
             loss = F.relu(gap + self.margin)
-        return (loss * valid).sum() / valid.sum().clamp(min=1)
+        return loss.sum() / valid.sum().clamp(min=1)
 
     def mine(
         self,
