@@ -52,6 +52,8 @@ _TEX_REWRITES = (
     (r"\\operatorname\*", r"\\operatorname"),
     (r"\\mathop\{\\(?:mathrm|text)\{([^{}]*)\}\}", r"\\operatorname{\1}"),
     (r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}"),
+    (r"\\(math(?:cal|bb|bf|frak|scr)) +([a-zA-Z])", r"\\\1{\2}"),
+    (r"\\big[lr]?(?![a-zA-Z])", ""),
     (r"\\(?:limits|nonumber|notag)(?![a-zA-Z])|\\label\{[^{}]*\}", ""),
 )
 _LIMITS = {"∑", "∏", "max", "min", "sup", "inf", "lim", "argmax", "argmin", "arg max", "arg min"}

@@ -111,6 +111,10 @@ def test_aligned_equations_get_a_row_each_and_no_columnalign():
     assert "(1)" not in math.get_text()
 
 
+def test_script_letters_convert_without_braces_too():
+    assert export.mathml(r"\mathcal L").count("ℒ") == export.mathml(r"\mathcal{L}").count("ℒ") == 1
+
+
 def test_minimum_has_its_index_below():
     math = BeautifulSoup(export.mathml(r"\min_{n} d", display=True), "html.parser")
     assert math.find("munder").find("mo").get_text() == "min"
