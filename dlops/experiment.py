@@ -38,7 +38,9 @@ class DataSetInfo:
 DATASETS = {
     info.name: info
     for info in (
-        DataSetInfo("digits", "scikit-learn's handwritten digits", "sklearn-digits-1797", 10, 16, 3),
+        DataSetInfo(
+            "digits", "scikit-learn's handwritten digits", "sklearn-digits-1797", 10, 16, 3
+        ),
         DataSetInfo(
             "tiny-imagenet",
             "Tiny ImageNet",
@@ -89,7 +91,7 @@ def setting(
     high: float | None = None,
     only: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Any:
-    """A field with its help, its range, and the names of models, losses or optimizers it applies to.
+    """A field with its help, its range, and the models, losses or optimizers it applies to.
 
     The default is the neutral value for ever: it is left out of the identity.
     """
@@ -101,6 +103,7 @@ IMAGE_MODELS = {"model": ("resnet18",)}
 STACKS = {"model": ("stacked", "autoencoder")}
 TRIPLET = {"loss": ("triplet",)}
 CENTER = {"loss": ("center",)}
+NOT_TRIPLET = {"loss": ("cross-entropy", "center", "reconstruction")}
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,9 @@ class Data:
     grayscale: bool = setting(False, "one channel instead of three")
     inverted: bool = setting(False, "the negative of each image")
     labels: str = setting("fine", "CIFAR-100's label set", choices=("fine", "coarse"))
-    val_fraction: float = setting(0.1, "share of the training images to validate on", above=0, high=0.5)
+    val_fraction: float = setting(
+        0.1, "share of the training images to validate on", above=0, high=0.5
+    )
     fold: int | None = setting(None, "STL-10's predefined fold", low=0, high=9)
     label_fraction: float = setting(1.0, "share of the training labels used", above=0, high=1)
     augment: str = setting(
@@ -123,9 +128,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    name: str = setting(
-        "resnet18", "the network", choices=("resnet18", "stacked", "autoencoder")
-    )
+    name: str = setting("resnet18", "the network", choices=("resnet18", "stacked", "autoencoder"))
     stem: str = setting(
         "imagenet", "first layers", choices=("imagenet", "stride2", "cifar"), only=IMAGE_MODELS
     )
@@ -146,12 +149,18 @@ class Model:
         choices=("layerwise", "end-to-end"),
         only={"model": ("autoencoder",)},
     )
-    activation: str = setting("relu", "between layers", choices=("relu", "tanh", "gelu"), only=STACKS)
+    activation: str = setting(
+        "relu", "between layers", choices=("relu", "tanh", "gelu"), only=STACKS
+    )
     tied: bool = setting(
         False, "decoder weights are the encoder's transposed", only={"model": ("autoencoder",)}
     )
     noise: float = setting(
-        0.0, "share of inputs masked while denoising", low=0, high=0.9, only={"model": ("autoencoder",)}
+        0.0,
+        "share of inputs masked while denoising",
+        low=0,
+        high=0.9,
+        only={"model": ("autoencoder",)},
     )
     dropout: float = setting(
         0.0, "share of units dropped in fine-tuning", low=0, high=0.9, only={"model": ("stacked",)}
@@ -164,7 +173,9 @@ class Model:
 @dataclass(frozen=True)
 class Loss:
     name: str = setting(
-        "cross-entropy", "the loss", choices=("cross-entropy", "triplet", "center", "reconstruction")
+        "cross-entropy",
+        "the loss",
+        choices=("cross-entropy", "triplet", "center", "reconstruction"),
     )
     label_smoothing: float = setting(
         0.0,
@@ -173,7 +184,9 @@ class Loss:
         high=0.99,
         only={"loss": ("cross-entropy", "center")},
     )
-    margin: float | str = setting(0.2, "triplet margin, or soft", choices=("soft",), above=0, only=TRIPLET)
+    margin: float | str = setting(
+        0.2, "triplet margin, or soft", choices=("soft",), above=0, only=TRIPLET
+    )
     distance: str = setting(
         "euclidean", "triplet distance", choices=("euclidean", "squared"), only=TRIPLET
     )
@@ -216,21 +229,21 @@ class Optimizer:
     alpha: float = setting(
         0.99, "decay of squared gradients", low=0, high=0.99999, only={"optimizer": ("rmsprop",)}
     )
-    centered: bool = setting(
-        False, "divide by the variance", only={"optimizer": ("rmsprop",)}
-    )
+    centered: bool = setting(False, "divide by the variance", only={"optimizer": ("rmsprop",)})
 
 
 @dataclass(frozen=True)
 class Schedule:
     epochs: int = setting(10, "passes over the training images (auto-encoder: per layer)", low=1)
-    batch_size: int = setting(128, "images a step", low=2, high=65536)
-    schedule: str = setting(
-        "constant", "learning rate over time", choices=("constant", "cosine", "one-cycle")
+    batch_size: int = setting(
+        128, "images a step (triplet: P x K instead)", low=2, high=65536, only=NOT_TRIPLET
     )
+    schedule: str = setting("constant", "learning rate over time", choices=("constant", "cosine"))
     warmup: float = setting(0.0, "share of the steps with a rising rate", low=0, high=0.9)
     ema: float = setting(0.0, "decay of averaged weights (0: none)", low=0, high=0.99999)
-    mix: float = setting(0.0, "mixup's Beta parameter (0: none)", low=0)
+    mix: float = setting(
+        0.0, "mixup's Beta parameter (0: none)", low=0, only={"loss": ("cross-entropy", "center")}
+    )
     precision: str = setting(
         "float32", "arithmetic of the network", choices=("float32", "bfloat16")
     )
@@ -307,7 +320,7 @@ def _check(name: str, value: Any) -> Any:
 
 
 def _names(flat: Mapping[str, Any]) -> dict[str, str]:
-    return {part: flat.get(part, PARTS[part].name) for part in ("model", "loss", "optimizer")}
+    return {part: flat.get(part, _FLAT[part][1].default) for part in ("model", "loss", "optimizer")}
 
 
 def _misplaced(name: str, names: Mapping[str, str]) -> str | None:
@@ -360,8 +373,6 @@ class Experiment:
             raise DlopsError("loss reconstruction goes with model autoencoder, and only with it.")
         if self.model.name == "stacked" and self.loss.name != "cross-entropy":
             raise DlopsError(f"model stacked trains with cross-entropy, not with {self.loss.name}.")
-        if self.loss.name == "triplet" and self.schedule.mix:
-            raise DlopsError("mix does not apply to loss triplet, which needs whole labels.")
         info, data = DATASETS[self.data.name], self.data
         total = 20 if data.labels == "coarse" else info.num_classes
         if data.classes and data.classes > total:
@@ -386,7 +397,7 @@ class Experiment:
 
     @property
     def flat(self) -> dict[str, Any]:
-        """All settings by their flat names, e.g. {"data": "digits", ..., "lr": 0.001, "seed": 0}."""
+        """All settings by their flat names, e.g. {"data": "digits", "lr": 0.001, ...}."""
         values = {
             name: getattr(getattr(self, part), field.name) for name, (part, field) in _FLAT.items()
         }
@@ -431,8 +442,7 @@ class Experiment:
         """The same experiment with some flat settings (or parent, keep) changed."""
         extra = {name: flat.pop(name) for name in ("parent", "keep") if name in flat}
         base = {"parent": self.parent, "keep": self.keep, **extra}
-        settings = {name: v for name, v in self.settings.items()}
-        return Experiment.from_flat(flat, defaults=settings, **base)
+        return Experiment.from_flat(flat, defaults=self.settings, **base)
 
     @classmethod
     def from_flat(
@@ -504,6 +514,7 @@ class Experiment:
         parent = config.pop("parent", None)
         return cls.from_flat(config, parent=cls.from_json(parent) if parent else None)
 
-    def default_eps(self) -> float:
+    @property
+    def eps(self) -> float:
         """The denominator's eps: the setting, or the optimizer's own default."""
         return self.optimizer.eps or _EPS[self.optimizer.name]

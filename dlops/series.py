@@ -1,0 +1,125 @@
+"""Which notebook answers which question, with which parameters and experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dlops.experiment import DlopsError, Experiment
+from dlops.presets import PRESETS
+
+Experiments = Callable[..., list[Experiment]]
+
+ASSIGNMENTS = {
+    "assignment1": "Assignment 1: ResNet18 and layer-wise pretraining",
+    "lab3": "Lab assignment 3: optimizers",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """One executed notebook: a question with fixed parameters.
+
+    variant: what distinguishes it among the question's reports, e.g. "adam"; parity: the roll
+    numbers that it answers ("odd", "even" or "both").
+    """
+
+    question: str
+    notebook: str  # under notebooks/
+    title: str
+    experiments: Experiments
+    variant: str = ""
+    parity: str = "both"
+    parameters: tuple[tuple[str, Any], ...] = ()
+    default: bool = True  # part of the series when no roll number is given
+
+    @property
+    def assignment(self) -> str:
+        """The assignment's folder name."""
+        return self.notebook.split("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The file name of the report without its ending, e.g. "q1_1_cross_entropy-adam"."""
+        stem = self.notebook.split("/")[1].removesuffix(".ipynb")
+        return f"{stem}-{self.variant}" if self.variant else stem
+
+    def wanted(self, preset: str, **changes: Any) -> list[Experiment]:
+        """The experiments that the notebook asks for."""
+        return self.experiments(preset, **{**dict(self.parameters), **changes})
+
+
+def single(question: str) -> Experiments:
+    """The one experiment of a question."""
+
+    def experiments(preset: str, **parameters: Any) -> list[Experiment]:
+        return [Experiment.from_preset(question, preset=preset, **parameters)]
+
+    return experiments
+
+
+SERIES: tuple[Report, ...] = (
+    Report(
+        "q1.1",
+        "assignment1/q1_1_cross_entropy.ipynb",
+        "Question 1.1: ResNet18 with cross-entropy, Adam",
+        single("q1.1"),
+        variant="adam",
+        parity="odd",
+        parameters=(("optimizer", "adam"),),
+    ),
+    Report(
+        "q1.1",
+        "assignment1/q1_1_cross_entropy.ipynb",
+        "Question 1.1: ResNet18 with cross-entropy, SGD",
+        single("q1.1"),
+        variant="sgd",
+        parity="even",
+        parameters=(("optimizer", "sgd"),),
+    ),
+)
+
+
+def questions() -> list[str]:
+    """The ids that `dlops run` takes, in the order of the series."""
+    return list(dict.fromkeys(report.question for report in SERIES))
+
+
+def check_preset(preset: str) -> str:
+    """The preset itself, or a DlopsError that lists the known ones."""
+    if preset not in PRESETS:
+        raise DlopsError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    return preset
+
+
+def parity(roll_number: str) -> str:
+    """ "odd" or "even", by the last digit of a roll number."""
+    if not roll_number or not roll_number[-1].isdigit():
+        raise DlopsError(
+            f"Roll number {roll_number!r} must end with a digit, which picks the variant."
+        )
+    return "odd" if int(roll_number[-1]) % 2 else "even"
+
+
+def select(ids: list[str] | None = None, roll_number: str | None = None) -> list[Report]:
+    """The reports for question ids or assignments (all if none), for a roll number's parity.
+
+    Raises DlopsError for an unknown id.
+    """
+    for name in ids or []:
+        if name not in questions() and name not in ASSIGNMENTS:
+            known = ", ".join([*questions(), *ASSIGNMENTS])
+            raise DlopsError(f"There is no question {name!r}; choose from {known}.")
+
+    def chosen() -> Iterator[Report]:
+        for report in SERIES:
+            if ids and report.question not in ids and report.assignment not in ids:
+                continue
+            if roll_number is None and not report.default:
+                continue
+            if roll_number is not None and report.parity not in ("both", parity(roll_number)):
+                continue
+            yield report
+
+    return list(chosen())
