@@ -332,7 +332,7 @@ def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -
 @data_app.command("list")
 def data_list() -> None:
     """Which data sets are here."""
-    from dlops.data import where
+    from dlops.fetch import where
 
     for info in DATASETS.values():
         place = "comes with scikit-learn" if not info.url else where(info.name) or "not here"
@@ -344,7 +344,7 @@ def data_fetch(
     name: Annotated[str, typer.Argument(help="tiny-imagenet, cifar100 or stl10.")],
 ) -> None:
     """Fetch a data set from its publisher: resumable, verified, unpacked."""
-    from dlops.data import fetch
+    from dlops.fetch import fetch
 
     with Watch(console, 1) as watch:
 
@@ -363,7 +363,7 @@ def doctor() -> None:
     import torch
 
     from dlops import export
-    from dlops.data import where
+    from dlops.fetch import where
 
     def line(name: str, good: bool, words: str) -> None:
         console.print(

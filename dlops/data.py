@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import inspect
 import os
 import shutil
-import stat
 import subprocess
 import sys
-import tarfile
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +20,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
-from dlops.experiment import DATASETS, Data, DataSetInfo, DlopsError
-
-Progress = Callable[[int, int], None]  # (done, total): images decoded, or bytes fetched
+from dlops.experiment import DATASETS, Data, DlopsError
+from dlops.fetch import Progress, need_space, root, where, writable
 
 # Images that the publishers' archives hold: training, test, unlabelled.
 COUNTS = {
@@ -126,7 +116,7 @@ def load(data: Data, seed: int, *, progress: Progress | None = None) -> DataSet:
     a smaller one is part of a larger one. `progress` hears (done, total) while images are
     decoded for the first time. Raises DlopsError if files are missing, damaged or incomplete.
     """
-    info = _info(data.name)
+    info = DATASETS[data.name]
     raw = _READERS[data.name](data, progress)
     names = tuple(raw.class_names)[: data.classes]
     transform = _transform(data)
@@ -213,29 +203,11 @@ def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # The data sets, each from its official layout ------------------------------------------------
 
 
-def _info(name: str) -> DataSetInfo:
-    if name not in DATASETS:
-        raise DlopsError(f"There is no data set {name!r}, only {', '.join(DATASETS)}.")
-    return DATASETS[name]
-
-
-def _root() -> Path:
-    """DLOPS_DATA, else the user's cache directory."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DLOPS_DATA") or Path(cache) / "dlops" / "data").expanduser()
-
-
-def where(name: str) -> Path | None:
-    """The folder of a data set's unpacked files under DLOPS_DATA, or None."""
-    folder = _info(name).folder
-    return _root() / folder if folder and (_root() / folder).is_dir() else None
-
-
 def _folder(name: str) -> Path:
     folder, info = where(name), DATASETS[name]
     if folder is None:
         raise DlopsError(
-            f"{info.title} is not at {_root() / info.folder}: fetch it with `dlops data fetch"
+            f"{info.title} is not at {root() / info.folder}: fetch it with `dlops data fetch"
             f" {name}`, or set DLOPS_DATA to the folder that holds {info.folder}."
         )
     return folder
@@ -319,8 +291,8 @@ def _tiny_imagenet(data: Data, progress: Progress | None) -> _Raw:
     wnids = [line for line in _lines(folder / "wnids.txt") if line]
     words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
     names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
-    cache = _root() / "cache" / f"{info.name}-{info.checksum.removeprefix('md5:')[:8]}"
-    with _writable(cache.parent), FileLock(f"{cache}.lock"):
+    cache = root() / "cache" / f"{info.name}-{info.checksum.removeprefix('md5:')[:8]}"
+    with writable(cache.parent), FileLock(f"{cache}.lock"):
         if not cache.is_dir():
             for left_over in cache.parent.glob(f"{cache.name}.*.tmp"):
                 shutil.rmtree(left_over)
@@ -361,7 +333,7 @@ def _decode(folder: Path, wnids: list[str], cache: Path, progress: Progress | No
             f" hold {expected[0]:,} and {expected[1]:,}: unpack the archive again."
         )
     shape = (len(files), 3, 64, 64)
-    _need(cache, int(np.prod(shape)), f"The decoded form of {folder.name}")
+    need_space(cache, int(np.prod(shape)), f"The decoded form of {folder.name}")
     np.save(cache / "labels.npy", np.array([label for _, label in files], dtype=np.int64))
     with open(cache / "images.npy", "wb") as out:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -421,145 +393,6 @@ _READERS: dict[str, Callable[[Data, Progress | None], _Raw]] = {
 }
 
 # Fetching -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[Path]:
-    """The folder, made if need be; an operating system's refusal becomes one sentence."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    except OSError as error:
-        raise DlopsError(
-            f"{folder} cannot be written ({error.strerror or error}): set DLOPS_DATA to a folder"
-            " that can."
-        ) from error
-
-
-def _need(folder: Path, size: int, what: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise DlopsError(
-            f"{what} needs {size / 1e9:.1f} GB, but {folder} has only {free / 1e9:.1f} GB free:"
-            " make room, or set DLOPS_DATA to a larger disk."
-        )
-
-
-def fetch(name: str, *, progress: Progress | None = None) -> Path:
-    """Downloads, verifies and unpacks a data set; returns its folder under DLOPS_DATA.
-
-    A download that was cut off continues where it stopped. An archive whose checksum differs
-    is set aside as `.bad`. Raises DlopsError.
-    """
-    info = _info(name)
-    if not info.url:
-        raise DlopsError(f"{info.title} come with scikit-learn: there is nothing to fetch.")
-    with _writable(_root()) as root, FileLock(root / f".{name}.lock"):
-        target = root / info.folder
-        if target.is_dir():
-            return target
-        archive = root / info.url.rsplit("/", 1)[1]
-        part = archive.with_name(archive.name + ".part")
-        if not archive.exists():
-            _download(info, part, progress)
-            os.replace(part, archive)
-        _verify(info, archive)
-        scratch = Path(tempfile.mkdtemp(".tmp", f".{name}.", root))
-        try:
-            _unpack(archive, scratch)
-            if not (scratch / info.folder).is_dir():
-                raise DlopsError(f"{archive} does not hold a folder {info.folder}.")
-            os.replace(scratch / info.folder, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        archive.unlink()
-        return target
-
-
-def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
-    """Continues `part` until it is whole; gives up when an attempt does not bring it further."""
-    best = -1
-    while True:
-        start = part.stat().st_size if part.exists() else 0
-        try:
-            with _open(info.url, start) as response:
-                start = start if response.status == 206 else 0
-                total = start + int(response.headers.get("Content-Length") or info.size or 0)
-                _need(part.parent, 3 * total - start, f"{info.title} (archive and files)")
-                with open(part, "ab" if start else "wb") as out:
-                    while block := response.read(1 << 20):
-                        out.write(block)
-                        if progress:
-                            progress(out.tell(), total)
-                    if out.tell() >= total:
-                        return
-            reason = "the connection was cut"
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # nothing is left to send: the checksum decides
-                return
-            reason = f"the server answered {error.code} {error.reason}"
-        except (OSError, http.client.HTTPException) as error:
-            reason = str(getattr(error, "reason", error))
-        have = part.stat().st_size if part.exists() else 0
-        if have <= best or not have:
-            raise DlopsError(
-                f"{info.url} could not be fetched ({reason}; {have:,} bytes are kept):"
-                " run the same command again to go on."
-            )
-        best = have
-
-
-def _open(url: str, start: int) -> Any:
-    _check_address(url)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    return urllib.request.build_opener(_Redirects).open(request, timeout=60)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
-        _check_address(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _check_address(url: str) -> None:
-    address = urllib.parse.urlsplit(url)
-    if address.scheme == "http" and address.hostname in ("localhost", "127.0.0.1", "::1"):
-        return
-    if address.scheme != "https":
-        raise DlopsError(f"{url} is refused: data come over https only.")
-
-
-def _verify(info: DataSetInfo, archive: Path) -> None:
-    expected = info.checksum.removeprefix("md5:")
-    with open(archive, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != expected:
-        bad = archive.with_name(archive.name + ".bad")
-        os.replace(archive, bad)
-        raise DlopsError(
-            f"{info.url} has the MD5 checksum {found}, but must have {expected}; the file was set"
-            f" aside as {bad}: fetch again, and if that repeats, the server's file has changed."
-        )
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Files and folders of a zip or tar archive; anything that leads outside is refused first."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as zipped:
-            for entry in zipped.infolist():
-                _check_member(archive, entry.filename, not stat.S_ISLNK(entry.external_attr >> 16))
-            zipped.extractall(folder)
-    else:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                _check_member(archive, member.name, member.isfile() or member.isdir())
-                tar.extract(member, folder, filter="data")
-
-
-def _check_member(archive: Path, name: str, plain: bool) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not plain or path.is_absolute() or ".." in path.parts or ":" in name:
-        raise DlopsError(f"{archive} holds {name!r}, which is a link or leads outside: refused.")
 
 
 # Batches --------------------------------------------------------------------------------------

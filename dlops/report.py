@@ -61,13 +61,16 @@ def experiment(namespace: dict[str, Any], question: str) -> Experiment:
 
 
 def settings(experiment: Experiment, preset: str) -> None:
-    """Show the resolved settings as a table."""
-    rows = [("preset", preset, "the numbers of this run")]
+    """Show the resolved settings, but for those that are off, as a table."""
+    off = (None, False, 0, "none", ())
+    rows = [("preset", preset, "where these numbers come from")]
     rows += [
-        (name, "–" if value is None else value, describe(name))
+        (name, value, describe(name))
         for name, value in experiment.settings.items()
+        if name == "seed" or not any(value is x or value == x for x in off)
     ]
-    table(pd.DataFrame(rows, columns=["setting", "value", "meaning"]), "The resolved settings.")
+    frame = pd.DataFrame(rows, columns=["setting", "value", "meaning"])
+    table(frame, "The settings; what is not listed is off.")
 
 
 class Live:

@@ -52,9 +52,9 @@ def write_json(path: Path, value: Any) -> None:
 @cache
 def code_hash(model: str) -> str:
     """A hash of the code that trains `model`: its syntax without docstrings and comments."""
-    network = "resnet.py" if model == "resnet18" else "autoencoder.py"
+    network = ("resnet.py",) if model == "resnet18" else ("autoencoder.py", "pretraining.py")
     digest = hashlib.sha256()
-    for name in ("data.py", "losses.py", "train.py", network):
+    for name in ("data.py", "losses.py", "train.py", *network):
         tree = ast.parse((HERE / name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,49 @@ def top(scores: Tensor, labels: Tensor, k: int) -> float:
     return (best == labels[:, None]).any(dim=1).double().mean().item()
 
 
+class Probe:
+    """What an optimizer does to each stage of a network, at the last step of an epoch.
+
+    For each stage: the gradient's norm, the root mean square of the optimizer's second moment,
+    and the effective step, the norm of the weights' change relative to their own.
+    """
+
+    MOMENTS = ("exp_avg_sq", "square_avg", "sum")  # Adam, RMSprop and Adadelta, Adagrad
+
+    def __init__(self, network: Network, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.stages: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            stage = name.removeprefix("body.").split(".")[0]
+            stage = {"conv1": "stem", "bn1": "stem"}.get(stage, stage)
+            self.stages.setdefault(stage, []).append(parameter)
+
+    @torch.no_grad()
+    def step(self) -> dict[str, float]:
+        """Take the optimizer's step, and measure it."""
+        before = {name: [p.detach().clone() for p in ps] for name, ps in self.stages.items()}
+        self.optimizer.step()
+        row: dict[str, float] = {}
+        for name, parameters in self.stages.items():
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if not gradients:
+                continue
+            change = torch._foreach_sub([p.detach() for p in parameters], before[name])
+            row[f"gradient_{name}"] = norm(gradients)
+            row[f"step_{name}"] = norm(change) / max(norm(before[name]), 1e-12)
+            states = [self.optimizer.state.get(p, {}) for p in parameters]
+            moments = [s[key] for s in states for key in self.MOMENTS if key in s]
+            if moments:
+                total = sum(m.double().sum().item() for m in moments)
+                row[f"moment_{name}"] = math.sqrt(total / sum(m.numel() for m in moments))
+        return row
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """The Euclidean norm of all values together."""
+    return torch.stack(torch._foreach_norm(list(tensors))).norm().item()
+
+
 class Run:
     """Everything that one training run needs, and its state: what a checkpoint holds."""
 
@@ -305,6 +349,9 @@ class Run:
     def begin(self) -> None:
         """Make the optimizer and, if asked for, the averaged weights."""
         self.optimizer = make_optimizer(self.experiment, self.network)
+        tuned = self.experiment.model.weights != "none" and self.network.head_name == "fc"
+        self.probe = Probe(self.network, self.optimizer) if tuned else None
+        self.probed: dict[str, float] = {}
         if self.experiment.schedule.ema:
             self.averaged = copy.deepcopy(self.network).requires_grad_(False)
 
@@ -363,7 +410,10 @@ def train_epoch(run: Run, interrupt: threading.Event, progress: Progress) -> boo
 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
+        if run.probe and step == steps - 1:
+            run.probed = run.probe.step()
+        else:
+            optimizer.step()
         logged = run.objective.after_step(embeddings.detach(), labels)
 
         if run.averaged:
@@ -428,6 +478,7 @@ def end_epoch(run: Run, started: float) -> dict[str, Any]:
     if run.objective.name == "center":
         own = run.objective.center.centers[sample.labels]
         row["center_distance"] = (sample.embeddings - own).norm(dim=1).mean().item()
+    row |= run.probed
     if not all(math.isfinite(value) for value in row.values()):
         raise Diverged(
             f"The loss was not finite in epoch {run.epoch + 1}: training diverged."
@@ -665,26 +716,21 @@ def _train(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cudnn.benchmark = True
-    current = Run(experiment, data, device)
-    if parent:
-        current.start_from(parent.weights)
-    extra: dict[str, np.ndarray] = {}
-    wanted = experiment.keep != "metrics"
-    if wanted and experiment.loss.name == "triplet":
-        before = Evaluation(current, current.test).points.cpu().numpy()
-        order = np.random.default_rng(0).permutation(len(before))[:EMBEDDINGS]
-        extra["embeddings_before"] = before[order].astype(np.float16)
-    current.begin()
-    if state := load_checkpoint(checkpoint):
-        current.restore(state)
-    try:
-        with interruptible() as interrupt:
-            train_classifier(current, checkpoint, interrupt, progress)
-    except Diverged as error:
-        store.fail(experiment, str(error))
-        raise
-    metrics, arrays = final(current, wanted)
-    final_network = current.averaged or current.network
+    with interruptible() as interrupt:
+        try:
+            if experiment.model.name == "autoencoder":
+                from dlops import pretraining
+
+                outcome = pretraining.train(
+                    experiment, data, device, checkpoint, interrupt, progress
+                )
+            else:
+                outcome = _train_network(
+                    experiment, data, device, parent, checkpoint, interrupt, progress
+                )
+        except Diverged as error:
+            store.fail(experiment, str(error))
+            raise
     provenance = {
         **machine(device),
         **git_state(),
@@ -692,18 +738,65 @@ def _train(
         "checksum": DATASETS[experiment.data.name].checksum,
         "train_images": len(data.train),
         "val_images": len(data.val),
-        "train_seconds": current.seconds,
+        "train_seconds": outcome.seconds,
         "seconds": time.perf_counter() - began,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return store.save(
         experiment,
-        metrics=metrics,
-        history=current.history,
+        metrics=outcome.metrics,
+        history=outcome.history,
         provenance=provenance,
-        arrays={**arrays, **extra},
-        weights={name: x.cpu().numpy() for name, x in final_network.state_dict().items()},
+        arrays=outcome.arrays,
+        weights=outcome.weights,
     )
+
+
+@dataclass
+class Outcome:
+    """What training gives: for the store, but for its provenance."""
+
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    arrays: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    seconds: float
+
+
+def _train_network(
+    experiment: Experiment,
+    data: DataSet,
+    device: torch.device,
+    parent: Result | None,
+    checkpoint: Path,
+    interrupt: threading.Event,
+    progress: Progress,
+) -> Outcome:
+    current = Run(experiment, data, device)
+    if parent:
+        current.start_from(parent.weights)
+    elif experiment.model.weights == "imagenet":
+        from dlops import pretrained
+
+        current.start_from(pretrained.imagenet_weights())
+    wanted = experiment.keep != "metrics"
+    extra: dict[str, np.ndarray] = {}
+    if wanted and experiment.loss.name == "triplet":
+        before = Evaluation(current, current.test).points.cpu().numpy()
+        order = np.random.default_rng(0).permutation(len(before))[:EMBEDDINGS]
+        extra["embeddings_before"] = before[order].astype(np.float16)
+    current.begin()
+    if state := load_checkpoint(checkpoint):
+        current.restore(state)
+    train_classifier(current, checkpoint, interrupt, progress)
+    metrics, arrays = final(current, wanted)
+    network = current.averaged or current.network
+    if wanted and experiment.model.name == "stacked":
+        from dlops import pretraining
+
+        extra |= pretraining.views(network.body, data, device)
+    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    return Outcome(metrics, current.history, {**arrays, **extra}, weights, current.seconds)
 
 
 def run_all(

@@ -10,7 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dlops import data
+from dlops import fetch
+from dlops.data import COUNTS
 from dlops.experiment import DATASETS, DlopsError
 
 
@@ -110,27 +111,27 @@ TINY = {"tiny-imagenet-200/wnids.txt": b"n01\n" * 5000, "tiny-imagenet-200/train
 def test_zip_is_unpacked_and_nothing_else_stays(root, publish, server):
     publish(zipped(TINY))
     heard = []
-    folder = data.fetch("tiny-imagenet", progress=lambda *done: heard.append(done))
-    assert folder == root / "tiny-imagenet-200" == data.where("tiny-imagenet")
+    folder = fetch.fetch("tiny-imagenet", progress=lambda *done: heard.append(done))
+    assert folder == root / "tiny-imagenet-200" == fetch.where("tiny-imagenet")
     assert (folder / "wnids.txt").read_bytes() == TINY["tiny-imagenet-200/wnids.txt"]
     assert heard[-1] == (len(server.content), len(server.content))
     assert [path.name for path in root.iterdir() if not path.name.endswith(".lock")] == [
         folder.name
     ]
-    data.fetch("tiny-imagenet")
+    fetch.fetch("tiny-imagenet")
     assert len(server.asked) == 1
 
 
 def test_tar_is_unpacked(root, publish):
     file = tarfile.TarInfo("cifar-100-binary/train.bin")
     publish(tarred((file, b"abc")), "cifar100", "cifar.tar.gz")
-    assert (data.fetch("cifar100") / "train.bin").read_bytes() == b"abc"
+    assert (fetch.fetch("cifar100") / "train.bin").read_bytes() == b"abc"
 
 
 def test_cut_connection_is_taken_up_again(root, publish, server):
     publish(zipped(TINY))
     server.cut, server.cuts = 4000, 3
-    assert (data.fetch("tiny-imagenet") / "train" / "a").exists()
+    assert (fetch.fetch("tiny-imagenet") / "train" / "a").exists()
     assert server.asked == [None, "bytes=4000-", "bytes=8000-", "bytes=12000-"]
 
 
@@ -142,16 +143,16 @@ def test_later_call_continues_what_an_earlier_one_kept(root, publish, server):
     (root / "tiny.zip.part").write_bytes(whole[:4000])
     server.status = 503
     with pytest.raises(DlopsError, match="answered 503 .* 4,000 bytes are kept.* run the same"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
     server.status, server.content, server.cuts, server.asked = 200, whole, 0, []
-    assert data.fetch("tiny-imagenet").is_dir()
+    assert fetch.fetch("tiny-imagenet").is_dir()
     assert server.asked == ["bytes=4000-"]
 
 
 def test_server_without_ranges_starts_over(root, publish, server):
     publish(zipped(TINY))
     server.ranges, server.cut, server.cuts = False, 4000, 1
-    assert data.fetch("tiny-imagenet").is_dir()
+    assert fetch.fetch("tiny-imagenet").is_dir()
     server.cuts = 99
 
 
@@ -159,7 +160,7 @@ def test_connection_that_never_gets_further_gives_up(root, publish, server):
     publish(zipped(TINY))
     server.ranges, server.cut, server.cuts = False, 4000, 99
     with pytest.raises(DlopsError, match="4,000 bytes are kept"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
     assert len(server.asked) == 2
 
 
@@ -167,7 +168,7 @@ def test_whole_part_left_by_a_killed_run_is_verified_and_used(root, publish, ser
     publish(zipped(TINY))
     root.mkdir()
     (root / "tiny.zip.part").write_bytes(server.content)
-    assert data.fetch("tiny-imagenet").is_dir()
+    assert fetch.fetch("tiny-imagenet").is_dir()
 
 
 @pytest.mark.parametrize("left_over", ["", "tiny.zip.part", "tiny.zip"])
@@ -179,19 +180,19 @@ def test_wrong_checksum_is_set_aside(root, publish, server, left_over):
         root.mkdir()
         (root / left_over).write_bytes(server.content)
     with pytest.raises(DlopsError, match="MD5 checksum .* but must have .* set aside as"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
     assert (root / "tiny.zip.bad").read_bytes() == server.content
-    assert data.where("tiny-imagenet") is None
+    assert fetch.where("tiny-imagenet") is None
     server.content = right
-    assert data.fetch("tiny-imagenet").is_dir()
+    assert fetch.fetch("tiny-imagenet").is_dir()
 
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "..\\evil", "C:\\evil"])
 def test_zip_that_leads_outside_is_refused(root, publish, name):
     publish(zipped({**TINY, name: b"evil"}))
     with pytest.raises(DlopsError, match="leads outside: refused"):
-        data.fetch("tiny-imagenet")
-    assert data.where("tiny-imagenet") is None
+        fetch.fetch("tiny-imagenet")
+    assert fetch.where("tiny-imagenet") is None
     assert not list(root.parent.rglob("*evil*"))
 
 
@@ -204,33 +205,33 @@ def symbolic_link():
 def test_links_are_refused(root, publish):
     publish(zipped({symbolic_link(): b"/etc/passwd", **TINY}))
     with pytest.raises(DlopsError, match="link or leads outside"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
         member = tarfile.TarInfo("cifar-100-binary/link")
         member.type, member.linkname = kind, "/etc/passwd"
         publish(tarred((member, b"")), "cifar100", "cifar.tar.gz")
         with pytest.raises(DlopsError, match="link or leads outside"):
-            data.fetch("cifar100")
+            fetch.fetch("cifar100")
         (root / "cifar.tar.gz").unlink()
     outside = tarfile.TarInfo("../evil")
     publish(tarred((outside, b"x")), "cifar100", "cifar.tar.gz")
     with pytest.raises(DlopsError, match="leads outside"):
-        data.fetch("cifar100")
+        fetch.fetch("cifar100")
     assert not (root.parent / "evil").exists() and not (root / "evil").exists()
 
 
 def test_archive_without_the_folder(root, publish):
     publish(zipped({"other/file": b""}))
     with pytest.raises(DlopsError, match="does not hold a folder tiny-imagenet-200"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
 
 
 def test_full_disk_is_told_before_the_download(root, publish, monkeypatch):
     publish(zipped(TINY))
-    usage = data.shutil.disk_usage("/")._replace(free=10_000)
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: usage)
+    usage = fetch.shutil.disk_usage("/")._replace(free=10_000)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DlopsError, match="has only 0.0 GB free: make room, or set DLOPS_DATA"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
     assert not (root / "tiny.zip.part").exists()
 
 
@@ -238,15 +239,15 @@ def test_only_https_or_this_machine(root, publish, server, monkeypatch):
     for url in ("http://example.org/a.zip", "ftp://example.org/a.zip", "file:///etc/passwd"):
         monkeypatch.setitem(DATASETS, "stl10", replace(DATASETS["stl10"], url=url))
         with pytest.raises(DlopsError, match="refused: data come over https only"):
-            data.fetch("stl10")
+            fetch.fetch("stl10")
     publish(zipped(TINY))
     server.redirect = "ftp://127.0.0.1/a.zip"
     with pytest.raises(DlopsError):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
 
 
 def test_redirect_may_not_leave_https(root):
-    redirected = data._Redirects()
+    redirected = fetch._Redirects()
     with pytest.raises(DlopsError, match="https only"):
         redirected.redirect_request(None, None, 302, "", {}, "http://example.org/a.zip")
 
@@ -254,17 +255,17 @@ def test_redirect_may_not_leave_https(root):
 def test_published_addresses_are_https():
     urls = [info.url for info in DATASETS.values() if info.url]
     assert len(urls) == 3 and all(url.startswith("https://") for url in urls)
-    assert all(DATASETS[name].checksum.startswith("md5:") for name in data.COUNTS)
+    assert all(DATASETS[name].checksum.startswith("md5:") for name in COUNTS)
 
 
 def test_what_cannot_be_fetched(root):
     with pytest.raises(DlopsError, match="nothing to fetch"):
-        data.fetch("digits")
+        fetch.fetch("digits")
     with pytest.raises(DlopsError, match="no data set 'mnist'"):
-        data.fetch("mnist")
+        fetch.fetch("mnist")
 
 
 def test_folder_that_cannot_be_made(root):
     root.write_text("in the way")
     with pytest.raises(DlopsError, match="cannot be written .* set DLOPS_DATA"):
-        data.fetch("tiny-imagenet")
+        fetch.fetch("tiny-imagenet")
