@@ -17,7 +17,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "q1.3": {"family": "q1", "loss": "center"},
 }
 
-_DIGITS = {"data": "digits", "augment": "crop", "stem": "stride2"}
+_DIGITS = {"data": "digits", "per_class": 100, "stem": "stride2"}
 _TEST = {"data": "digits", "per_class": 30, "test_per_class": 10, "stem": "stride2"}
 _TINY = {"data": "tiny-imagenet"}
 
@@ -31,21 +31,22 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "schedule": "cosine",
             "warmup": 0.2,
             "lr": 0.001,
-            "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+            "sgd": {"lr": 0.02, "momentum": 0.9, "nesterov": True},
             "center": {"center_weight": 0.01},
         },
         "lite": {
             **_TINY,
             "classes": 20,
-            "per_class": 250,
+            "per_class": 150,
             "augment": "crop-flip",
             "epochs": 6,
-            "batch_size": 64,
+            "batch_size": 32,
             "schedule": "cosine",
             "warmup": 0.2,
             "lr": 0.001,
-            "sgd": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+            "sgd": {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
             "center": {"center_weight": 0.01},
+            "triplet": {"classes_per_batch": 8, "images_per_class": 4},
         },
         "original": {
             **_TINY,
