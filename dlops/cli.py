@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Fetch data sets, and see which are there.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 PUBLISHED = ("lite", "original", "full")  # presets whose results are kept beside their reports
 
 CELL_SECONDS = 600  # a cell that takes longer hangs: reports never train

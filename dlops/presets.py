@@ -45,7 +45,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "warmup": 0.2,
             "lr": 0.001,
             "sgd": {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
-            "center": {"center_weight": 0.01},
+            "center": {"center_weight": 0.003},
             "triplet": {"classes_per_batch": 8, "images_per_class": 4},
         },
         "original": {
