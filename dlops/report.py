@@ -308,7 +308,7 @@ def confusion(result: Result, names: Sequence[str]) -> None:
         table(pd.DataFrame(rows, columns=columns), "The most confused pairs of classes.")
 
 
-def mistakes(result: Result, data: DataSet, n: int = 20) -> None:
+def mistakes(result: Result, data: DataSet, n: int = 18) -> None:
     """The misclassified test images that the network was surest of."""
     wrong = np.flatnonzero(result.predictions[:, 0] != result.labels)
     if not len(wrong):
