@@ -75,6 +75,16 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# The comparison's seeds: more than one only where a few more runs are affordable.
+COMPARISON_SEEDS: dict[str, tuple[int, ...]] = {
+    "test": (0,),
+    "quick": (0,),
+    "lite": (0,),
+    "original": (0,),
+    "full": (0, 1, 2),
+}
+
+
 def defaults(question: str, preset: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of `question` in `preset`, given the loss and optimizer that `flat` may name."""
     if question not in QUESTIONS:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from dlops.experiment import DlopsError, Experiment
-from dlops.presets import PRESETS
+from dlops.experiment import DlopsError, Experiment, Optimizer
+from dlops.presets import COMPARISON_SEEDS, PRESETS
 
 Experiments = Callable[..., list[Experiment]]
 
@@ -59,6 +59,51 @@ def single(question: str) -> Experiments:
     return experiments
 
 
+def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
+    """Center loss on an embedding of two units, without (lambda = 0) and with its weight.
+
+    With the preset's own optimizer, whichever the report is about: one pair serves both.
+    """
+    optimizer = {"optimizer", *(field.name for field in fields(Optimizer))}
+    own = {name: value for name, value in parameters.items() if name not in optimizer}
+    own["embedding_dim"] = 2
+    weighted = Experiment.from_preset("q1.3", preset=preset, **own)
+    plain = Experiment.from_preset("q1.3", preset=preset, **{**own, "center_weight": 0})
+    return {"λ = 0": plain, f"λ = {weighted.loss.center_weight:g}": weighted}
+
+
+def with_planar(preset: str, **parameters: Any) -> list[Experiment]:
+    """The experiment of Question 1.3 and its illustrations in the plane."""
+    return [*single("q1.3")(preset, **parameters), *planar(preset, **parameters).values()]
+
+
+LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cross-entropy": ("q1.1", {}),
+    "center, λ = 0": ("q1.3", {"center_weight": 0}),
+    "center loss": ("q1.3", {}),
+    "triplet loss": ("q1.2", {}),
+}
+
+
+def by_loss(preset: str, **parameters: Any) -> dict[str, list[Experiment]]:
+    """What the comparison compares: for each loss the experiments of the preset's seeds."""
+    seed = parameters.pop("seed", None)
+    seeds = COMPARISON_SEEDS[check_preset(preset)] if seed is None else (seed,)
+    return {
+        name: [
+            Experiment.from_preset(question, preset=preset, **{**parameters, **own, "seed": seed})
+            for seed in seeds
+        ]
+        for name, (question, own) in LOSSES.items()
+    }
+
+
+def compared(preset: str, **parameters: Any) -> list[Experiment]:
+    """The experiments that the comparison cannot do without."""
+    groups = by_loss(preset, **parameters).values()
+    return list({e.id: e for group in groups for e in group}.values())
+
+
 SERIES: tuple[Report, ...] = (
     Report(
         "q1.1",
@@ -77,6 +122,63 @@ SERIES: tuple[Report, ...] = (
         variant="sgd",
         parity="even",
         parameters=(("optimizer", "sgd"),),
+    ),
+    Report(
+        "q1.2",
+        "assignment1/q1_2_triplet_loss.ipynb",
+        "Question 1.2: ResNet18 with triplet loss, Adam",
+        single("q1.2"),
+        variant="adam",
+        parity="odd",
+        parameters=(("optimizer", "adam"),),
+    ),
+    Report(
+        "q1.2",
+        "assignment1/q1_2_triplet_loss.ipynb",
+        "Question 1.2: ResNet18 with triplet loss, SGD",
+        single("q1.2"),
+        variant="sgd",
+        parity="even",
+        parameters=(("optimizer", "sgd"),),
+        default=False,
+    ),
+    Report(
+        "q1.3",
+        "assignment1/q1_3_center_loss.ipynb",
+        "Question 1.3: ResNet18 with center loss, Adam",
+        with_planar,
+        variant="adam",
+        parity="odd",
+        parameters=(("optimizer", "adam"),),
+    ),
+    Report(
+        "q1.3",
+        "assignment1/q1_3_center_loss.ipynb",
+        "Question 1.3: ResNet18 with center loss, SGD",
+        with_planar,
+        variant="sgd",
+        parity="even",
+        parameters=(("optimizer", "sgd"),),
+        default=False,
+    ),
+    Report(
+        "q1",
+        "assignment1/q1_comparison.ipynb",
+        "Question 1: the three losses compared, Adam",
+        compared,
+        variant="adam",
+        parity="odd",
+        parameters=(("optimizer", "adam"),),
+    ),
+    Report(
+        "q1",
+        "assignment1/q1_comparison.ipynb",
+        "Question 1: the three losses compared, SGD",
+        compared,
+        variant="sgd",
+        parity="even",
+        parameters=(("optimizer", "sgd"),),
+        default=False,
     ),
 )
 
