@@ -23,7 +23,13 @@ _TINY = {"data": "tiny-imagenet"}
 
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "q1": {
-        "test": {**_TEST, "epochs": 2, "batch_size": 64, "sgd": {"lr": 0.02, "momentum": 0.9}},
+        "test": {
+            **_TEST,
+            "epochs": 2,
+            "batch_size": 64,
+            "sgd": {"lr": 0.02, "momentum": 0.9},
+            "center": {"center_weight": 0.003},
+        },
         "quick": {
             **_DIGITS,
             "epochs": 3,
