@@ -357,8 +357,14 @@ class Experiment:
         for name, value in self.flat.items():
             if name == "seed":
                 continue
-            _check(name, value)
-            problem = _misplaced(name, names) if value != _FLAT[name][1].default else None
+            part, field = _FLAT[name]
+            checked = _check(name, value)
+            if name == "eps" and checked == _EPS.get(self.optimizer.name):
+                checked = None
+            if checked is not value:  # one identity, however it was written
+                group = dataclasses.replace(getattr(self, part), **{field.name: checked})
+                object.__setattr__(self, part, group)
+            problem = _misplaced(name, names) if checked != field.default else None
             if problem:
                 raise DlopsError(problem)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
@@ -463,7 +469,7 @@ class Experiment:
         for name in ("model", "loss", "optimizer"):
             if name in values:
                 _check(name, values[name])
-        if values.get("loss") == "center" and values.get("center_weight") == 0:
+        if values.get("loss") == "center" and values.get("center_weight", 0) == 0:
             values["loss"] = "cross-entropy"  # lambda = 0 is the cross-entropy run, by definition
             flat = {name: v for name, v in flat.items() if not name.startswith("center_")}
         names = _names(values)
@@ -476,10 +482,7 @@ class Experiment:
                     raise DlopsError(problem)
                 continue
             part, field = _FLAT[name]
-            checked = _check(name, value)
-            if name == "eps" and checked == _EPS[names["optimizer"]]:
-                checked = None
-            parts[part][field.name] = checked
+            parts[part][field.name] = _check(name, value)
         groups = {part: PARTS[part](**group) for part, group in parts.items()}
         return cls(**groups, seed=values.get("seed", 0), parent=parent, keep=keep)
 
