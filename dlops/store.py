@@ -14,6 +14,8 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -131,8 +133,11 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     if not path.exists():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DlopsError(f"{path} is damaged; remove that folder and train again.") from error
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], compress: bool) -> None:
@@ -166,7 +171,7 @@ class Store:
                 keep = json.loads((folder / "result.json").read_text(encoding="utf-8"))["keep"]
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            except (json.JSONDecodeError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 raise DlopsError(
                     f"{folder / 'result.json'} is damaged; remove that folder and train again."
                 ) from error
@@ -212,17 +217,22 @@ class Store:
         The operating system drops the claim when its process dies.
         """
         folder = self.folder(experiment)
+        lock = FileLock(self.root / f"{experiment.id}.lock")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
         except OSError as error:
             raise DlopsError(
                 f"The store {self.root} cannot be written ({error.strerror});"
                 " set DLOPS_STORE to a folder that can."
             ) from error
-        with FileLock(self.root / f"{experiment.id}.lock"):
+        try:
+            folder.mkdir(exist_ok=True)
             yield folder
-        if not any(folder.iterdir()):
-            folder.rmdir()
+        finally:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+            lock.release()
 
     def save(
         self,

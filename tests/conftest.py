@@ -24,7 +24,7 @@ def session_stores(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_stores(monkeypatch, tmp_path_factory):
-    """Each test starts with an empty store of results and an empty store of data sets."""
+    """Each test starts with empty stores of results, of data sets and of published reports."""
     _empty_stores(monkeypatch, tmp_path_factory)
 
 
@@ -33,6 +33,7 @@ def _empty_stores(patch, tmp_path_factory):
         patch.delenv(variable)
     patch.setenv("DLOPS_STORE", str(tmp_path_factory.mktemp("store")))
     patch.setenv("DLOPS_DATA", str(tmp_path_factory.mktemp("data")))
+    patch.setenv("DLOPS_REPORTS", str(tmp_path_factory.mktemp("reports")))
 
 
 @pytest.fixture(autouse=True)
