@@ -179,14 +179,16 @@ def pretrain_end_to_end(
     val_images: Tensor,
     tied: bool = False,
     output: str = "sigmoid",
+    decoders: nn.ModuleList | None = None,
     **training: Any,
 ) -> nn.ModuleList:
     """Train all layers at once, as one deep auto-encoder of the pixels.
 
     As `pretrain_layerwise`, with the activation between the decoders, too.
     """
-    hidden = model.activation
-    decoders = make_decoders(model, tied=tied, output=output, hidden=hidden)
+    if decoders is None:
+        hidden = model.activation
+        decoders = make_decoders(model, tied=tied, output=output, hidden=hidden)
     train_part(model, decoders, slice(None), images, val_images, **training)
     return decoders
 

@@ -124,6 +124,9 @@ class Data:
     augment: str = setting(
         "none", "augmentation of training images", choices=("none", "crop", "crop-flip")
     )
+    unlabelled: int = setting(
+        0, "images without labels that pretraining adds", low=0, only={"model": ("autoencoder",)}
+    )
 
 
 @dataclass(frozen=True)
@@ -387,6 +390,8 @@ class Experiment:
             raise DlopsError(f"labels='coarse' applies to data cifar100, not to {data.name}.")
         if data.fold is not None and data.name != "stl10":
             raise DlopsError(f"fold applies to data stl10, not to {data.name}.")
+        if data.unlabelled and data.name != "stl10":
+            raise DlopsError(f"unlabelled applies to data stl10, not to {data.name}.")
         if data.name == "digits" and data.augment == "crop-flip":
             raise DlopsError("augment='crop-flip' would mirror digits; choose 'crop' or 'none'.")
         if self.loss.name == "triplet" and self.loss.classes_per_batch > self.num_classes:
@@ -500,9 +505,11 @@ class Experiment:
         weights = flat.get("weights", base.get("weights", "none"))
         parent = None
         if isinstance(weights, str) and weights.startswith("run:"):
-            parent = source(weights.removeprefix("run:"), preset)
-            flat, base = {**flat}, {**base, "weights": "run"}
-            flat.pop("weights", None)
+            parent, flat = source(weights.removeprefix("run:"), preset, flat)
+            base = {**base, "weights": "run"}
+            if parent.model.name == "resnet18":  # stem and input size follow the weights
+                size = parent.data.image_size or DATASETS[parent.data.name].image_size
+                base |= {"stem": parent.model.stem, "image_size": size}
         return cls.from_flat(flat, defaults=base, parent=parent)
 
     def to_json(self) -> dict[str, Any]:

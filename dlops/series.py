@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dlops.experiment import DlopsError, Experiment, Optimizer
-from dlops.presets import COMPARISON_SEEDS, PRESETS
+from dlops.presets import COMPARISON_SEEDS, PRESETS, structure
 
 Experiments = Callable[..., list[Experiment]]
 
@@ -59,13 +59,15 @@ def single(question: str) -> Experiments:
     return experiments
 
 
+OPTIMIZER_SETTINGS = {"optimizer", *(field.name for field in fields(Optimizer))}
+
+
 def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
     """Center loss on an embedding of two units, without (lambda = 0) and with its weight.
 
     With the preset's own optimizer, whichever the report is about: one pair serves both.
     """
-    optimizer = {"optimizer", *(field.name for field in fields(Optimizer))}
-    own = {name: value for name, value in parameters.items() if name not in optimizer}
+    own = {name: value for name, value in parameters.items() if name not in OPTIMIZER_SETTINGS}
     own["embedding_dim"] = 2
     weighted = Experiment.from_preset("q1.3", preset=preset, **own)
     plain = Experiment.from_preset("q1.3", preset=preset, **{**own, "center_weight": 0})
@@ -102,6 +104,46 @@ def compared(preset: str, **parameters: Any) -> list[Experiment]:
     """The experiments that the comparison cannot do without."""
     groups = by_loss(preset, **parameters).values()
     return list({e.id: e for group in groups for e in group}.values())
+
+
+STARTS = ("none", "layerwise", "end-to-end")  # what Question 2's stack is fine-tuned from
+LABELS = {0.1: 4, 0.3: 2, 1.0: 1}  # shares of the labels, and how often more epochs see them
+STACK_SEEDS = {"test": 1, "quick": 3, "lite": 3, "original": 3, "full": 5}
+
+
+def stack(preset: str, start: str = "layerwise", **parameters: Any) -> Experiment:
+    """Question 2's classifier, fine-tuned from one of STARTS. sizes may be "odd" or "even"."""
+    if isinstance(sizes := parameters.get("sizes"), str):
+        parameters["sizes"] = structure(sizes, check_preset(preset))
+    how = {"weights": "none"} if start == "none" else {"pretraining": start}
+    return Experiment.from_preset("q2", preset=preset, **{**parameters, **how})
+
+
+def ablation(preset: str, **parameters: Any) -> dict[tuple[str, float, int], Experiment]:
+    """Question 2's classifiers, by start, share of the labels and seed; the headline is first.
+
+    Beside those of STARTS there is "original": end-to-end, with a ReLU on the logits.
+    """
+    first = parameters.pop("seed", None) or 0
+    found = {("layerwise", 1.0, first): stack(preset, **parameters, seed=first)}
+    for seed in range(first, first + STACK_SEEDS[check_preset(preset)]):
+        for start in STARTS:
+            whole = stack(preset, start, **parameters, seed=seed).with_(keep="metrics")
+            for share, times in LABELS.items():
+                epochs = whole.schedule.epochs * times
+                member = whole.with_(label_fraction=share, epochs=epochs)
+                found.setdefault((start, share, seed), member)
+        keep = "arrays" if seed == first else "metrics"
+        found["original", 1.0, seed] = whole.with_(relu_logits=True, keep=keep)
+    return found
+
+
+def pretrained(preset: str, **parameters: Any) -> list[Experiment]:
+    """What Question 2 asks for: its classifiers, and the auto-encoders that its figures show."""
+    found = ablation(preset, **parameters)
+    seed = next(iter(found))[2]
+    sources = [found[start, 1.0, seed].parent for start in STARTS[1:]]
+    return [*found.values(), *(source for source in sources if source)]
 
 
 SERIES: tuple[Report, ...] = (
@@ -179,6 +221,19 @@ SERIES: tuple[Report, ...] = (
         parity="even",
         parameters=(("optimizer", "sgd"),),
         default=False,
+    ),
+    *(
+        Report(
+            "q2",
+            "assignment1/q2_layerwise_autoencoder.ipynb",
+            f"Question 2: a stack pretrained layer by layer, {name} structure",
+            pretrained,
+            variant=name,
+            parity=name,
+            parameters=(("sizes", name),),
+            default=name == "odd",
+        )
+        for name in ("odd", "even")
     ),
 )
 

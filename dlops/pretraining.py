@@ -1,0 +1,199 @@
+"""Auto-encoders that a stacked classifier starts from, and what is seen in the stack's layers."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlops.autoencoder import (
+    StackedClassifier,
+    all_codes,
+    make_decoders,
+    pretrain_end_to_end,
+    pretrain_layerwise,
+    reconstruct,
+)
+from dlops.data import DataSet
+from dlops.experiment import DlopsError, Experiment
+from dlops.train import Diverged, Network, Outcome, load_checkpoint, save_checkpoint
+
+HEADLINE = 3  # X[3], zero-based: the layer that the question asks about
+FIRST = 500  # test images of each class in the headline layer's t-SNE
+OTHERS = 100  # and in those of the other layers
+PICTURES = 10  # test images that are kept with their reconstructions
+FILTERS = 48
+
+
+def train(
+    experiment: Experiment,
+    data: DataSet,
+    device: torch.device,
+    checkpoint: Path,
+    interrupt: threading.Event,
+    progress: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    """Pretrain a stack as the experiment says, on the training images without their labels.
+
+    History: layer (from 1; 0 means all at once), epoch (0 is before any training), train_loss,
+    val_loss (mean squared errors), seconds. A run that stops goes on at the layer it was in.
+    Raises Diverged, KeyboardInterrupt, or DlopsError for an optimizer that it does not have.
+    """
+    model, schedule, optimizer = experiment.model, experiment.schedule, experiment.optimizer
+    if optimizer.name != "adam" or optimizer.weight_decay or schedule.schedule != "constant":
+        raise DlopsError(
+            "An auto-encoder is trained by Adam with a constant learning rate and without weight"
+            " decay; leave optimizer, weight_decay and schedule at their defaults."
+        )
+    torch.manual_seed(experiment.seed)
+    body = Network(experiment, data.train.shape[1:]).body.to(device)
+    images, val = gather(data, experiment.data.unlabelled, device), data.val.images.to(device)
+    layerwise = model.pretraining == "layerwise"
+    hidden = "linear" if layerwise else model.activation
+    decoders = make_decoders(body, tied=model.tied, hidden=hidden)
+    history: list[dict[str, Any]] = []
+    start = 0
+    if state := load_checkpoint(checkpoint):
+        body.load_state_dict(state["body"])
+        decoders.load_state_dict(state["decoders"])
+        history, start = state["history"], state["layer"]
+    last = time.perf_counter()
+
+    def on_epoch(layer: int, epoch: int, train_loss: float, val_loss: float) -> None:
+        nonlocal last
+        if epoch == 0 and layer > start:
+            parts = {"body": body.state_dict(), "decoders": decoders.state_dict()}
+            save_checkpoint(checkpoint, {**parts, "history": history, "layer": layer})
+        if not math.isfinite(train_loss + val_loss):
+            raise Diverged(
+                f"The reconstruction loss was not finite in epoch {epoch} of layer {layer + 1}."
+                f" Try a learning rate below {optimizer.lr:g}."
+            )
+        row: dict[str, Any] = {"layer": layer + 1 if layerwise else 0, "epoch": epoch}
+        row |= {"train_loss": train_loss, "val_loss": val_loss}
+        row["seconds"] = time.perf_counter() - last
+        last = time.perf_counter()
+        history.append(row)
+        if epoch:
+            done, total = layer * schedule.epochs + epoch, schedule.epochs
+            total *= len(body.encoder) if layerwise else 1
+            progress({"epoch": done, "epochs": total, "row": row})
+        if interrupt.is_set():
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {
+        "val_images": val,
+        "decoders": decoders,
+        "epochs": schedule.epochs,
+        "batch_size": schedule.batch_size,
+        "lr": optimizer.lr,
+        "seed": experiment.seed,
+        "noise": model.noise,
+        "on_epoch": on_epoch,
+    }
+    if layerwise:
+        pretrain_layerwise(body, images, start_layer=start, **settings)
+    else:
+        pretrain_end_to_end(body, images, **settings)
+
+    depths = range(1, len(body.encoder) + 1) if layerwise else [len(body.encoder)]
+    truth = val.float() / 255
+    mean_image = images[:5000].float().mean(0) / 255
+    metrics = {
+        "train_loss": [r["train_loss"] for r in history if r["epoch"] == schedule.epochs],
+        "val_loss": [r["val_loss"] for r in history if r["epoch"] == schedule.epochs],
+        "depths": list(depths),
+        "val_error": [error(reconstruct(body, decoders, val, k), truth) for k in depths],
+        "mean_image_error": error(mean_image, truth),
+        "dead_units": dead_units(body, val),
+        "pretraining_images": len(images),
+        "parameters": sum(
+            p.numel() for part in (body.encoder, decoders) for p in part.parameters()
+        ),
+    }
+    chosen = torch.from_numpy(first_of_each_class(data.test.labels.numpy(), 1)[:PICTURES])
+    pictures = data.test.take(chosen)
+    back = [reconstruct(body, decoders, pictures.to(device), k) for k in depths]
+    weight = body.encoder[0].weight.detach()
+    strongest = weight.norm(dim=1).argsort(descending=True, stable=True)[:FILTERS]
+    arrays = {
+        "pictures": pictures.numpy(),
+        "reconstructions": (torch.stack(back) * 255).round().to(torch.uint8).cpu().numpy(),
+        "filters": weight[strongest].view(-1, *pictures.shape[1:]).half().cpu().numpy(),
+    }
+    names = {f"body.{name}": value.cpu().numpy() for name, value in body.state_dict().items()}
+    weights = {name: value for name, value in names.items() if not name.startswith("body.head.")}
+    return Outcome(metrics, history, arrays, weights, sum(row["seconds"] for row in history))
+
+
+def gather(data: DataSet, unlabelled: int, device: torch.device) -> Tensor:
+    """Training images and so many unlabelled ones, uint8 [N, C, H, W], read a block at a time."""
+    if not unlabelled:
+        return data.train.images.to(device)
+    found = 0 if data.unlabelled is None else len(data.unlabelled)
+    if data.unlabelled is None or found < unlabelled:
+        raise DlopsError(f"unlabelled is {unlabelled}, but {data.name} has {found} of them here.")
+    n = len(data.train)
+    images = torch.empty((n + unlabelled, *data.train.shape[1:]), dtype=torch.uint8, device=device)
+    for split, first, count in ((data.train, 0, n), (data.unlabelled, n, unlabelled)):
+        for block in torch.arange(count).split(1000):
+            images[first + block[0] : first + block[-1] + 1] = split.take(block).to(device)
+    return images
+
+
+def error(images: Tensor, truth: Tensor) -> float:
+    """The mean squared error."""
+    return (images - truth).square().mean().item()
+
+
+@torch.no_grad()
+def dead_units(body: StackedClassifier, images: Tensor) -> list[float]:
+    """The share of each layer's units that are 0 for every image."""
+    layers = range(1, len(body.encoder) + 1)
+    return [(all_codes(body, images, k) == 0).all(0).double().mean().item() for k in layers]
+
+
+def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Ascending positions of the first `count` of each class in labels [N]."""
+    rows = [np.flatnonzero(labels == c)[:count] for c in np.unique(labels)]
+    return np.sort(np.concatenate(rows))
+
+
+@torch.no_grad()
+def views(body: StackedClassifier, data: DataSet, device: torch.device) -> dict[str, np.ndarray]:
+    """t-SNE of every hidden layer's codes, after the activation, of the first test images.
+
+    layer_tsne_K [M, 2] and layer_labels_K [M] for K from 0: 500 images of each class for layer
+    HEADLINE, 100 for the others, or all where a class has fewer; layer_spread [layers, 2]: mean
+    distance to the own class mean, and between class means. Nothing for a stack with
+    relu_logits, of which only the predictions matter.
+    """
+    from dlops.metrics import tsne
+
+    if body.relu_logits:
+        return {}
+    body.eval()
+    arrays: dict[str, np.ndarray] = {}
+    spread = []
+    labels = data.test.labels.numpy()
+    for k in range(len(body.encoder)):
+        headline = k == min(HEADLINE, len(body.encoder) - 1)
+        rows = first_of_each_class(labels, FIRST if headline else OTHERS)
+        images = data.test.take(torch.from_numpy(rows)).to(device)
+        codes, own = all_codes(body, images, k + 1).cpu().numpy(), labels[rows]
+        means = np.stack([codes[own == c].mean(0) for c in np.unique(own)])
+        each = means[np.unique(own, return_inverse=True)[1]]
+        pairs = np.linalg.norm(means[:, None] - means[None], axis=2)
+        between = pairs[np.triu_indices(len(means), 1)].mean()
+        spread.append((np.linalg.norm(codes - each, axis=1).mean(), between))
+        arrays[f"layer_tsne_{k}"] = tsne(codes, seed=0).astype(np.float32)
+        arrays[f"layer_labels_{k}"] = own.astype(np.uint8)
+    arrays["layer_spread"] = np.array(spread, np.float32)
+    return arrays
