@@ -1,6 +1,6 @@
 """Several results side by side: tables, figures, paired tests, and what their numbers say.
 
-`Rows` maps a model's name, such as "triplet loss, Adam", to its results, one a seed. All are
+`Rows` maps a model's name, such as "triplet loss (Adam)", to its results, one a seed. All are
 evaluated on the same test images in the same order.
 """
 
@@ -38,13 +38,13 @@ def losses(preset: str, **parameters: Any) -> Rows:
     results = iter(run_all([e for group in wanted.values() for e in group], progress=Live()))
     rows = {name: [next(results) for _ in group] for name, group in wanted.items()}
     mine = next(iter(rows.values()))[0].experiment.optimizer.name
-    named = {f"{name}, {OPTIMIZERS[mine]}": group for name, group in rows.items()}
+    named = {f"{name} ({OPTIMIZERS[mine]})": group for name, group in rows.items()}
     other = {"adam": "sgd", "sgd": "adam"}.get(mine)
     if other and not parameters.keys() & OPTIMIZER_SETTINGS - {"optimizer"}:
         store = Store()
         for name, group in by_loss(preset, **{"seed": 0, **parameters, "optimizer": other}).items():
             if result := store.get(group[0]):
-                named[f"{name}, {OPTIMIZERS[other]}"] = [result]
+                named[f"{name} ({OPTIMIZERS[other]})"] = [result]
     check(named)
     return named
 
@@ -69,9 +69,14 @@ def distinct(rows: Rows) -> Rows:
 
 
 def split(name: str) -> tuple[str, str]:
-    """ "triplet loss, Adam" -> ("triplet loss", "Adam")."""
-    loss, _, optimizer = name.rpartition(", ")
-    return loss, optimizer
+    """ "triplet loss (Adam)" -> ("triplet loss", "Adam")."""
+    loss, _, optimizer = name.rpartition(" (")
+    return loss, optimizer.removesuffix(")")
+
+
+def sentence(text: str) -> str:
+    """The text, beginning with a capital."""
+    return text[0].upper() + text[1:]
 
 
 def mean(group: Sequence[Result], name: str) -> float:
@@ -111,7 +116,7 @@ class Pair:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values: the chance of any false alarm among all tests is kept."""
+    """Holm's (1979) adjusted p-values: they bound the risk of any false alarm."""
     order = np.argsort(p, kind="stable")
     factors = np.arange(len(p), 0, -1)
     adjusted = np.maximum.accumulate(np.asarray(p, float)[order] * factors).clip(max=1)
@@ -121,9 +126,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def paired(rows: Rows) -> list[Pair]:
-    """All pairs of models that differ in one thing, the loss or the optimizer, in top-5 and top-1.
+    """Pairs of models that differ in one thing, the loss or the optimizer.
 
-    The p-values are adjusted for the number of all these tests.
+    Top-5 and top-1 of each; p-values are adjusted for the number of all tests.
     """
     models = distinct(rows)
     found = []
@@ -141,27 +146,31 @@ def paired(rows: Rows) -> list[Pair]:
 
 
 def points(share: float) -> str:
-    """0.0123 -> "+1.2"."""
-    return f"{100 * share:+.1f}".replace("-", "−")
+    """0.0123 -> "+1.2", and 0 without a sign."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def settings(rows: Rows) -> None:
     """The settings in which the models differ, and how many they share."""
     flat = {name: group[0].experiment.settings for name, group in distinct(rows).items()}
     known = dict.fromkeys(key for values in flat.values() for key in values)
-    same = [k for k in known if len({repr(values.get(k, "–")) for values in flat.values()}) == 1]
+    said = {key: [values.get(key, "–") for values in flat.values()] for key in known}
+    off = ("–", None, False, 0)
+    differing = [
+        key
+        for key, values in said.items()
+        if len(set(map(repr, values))) > 1 and any(value not in off for value in values)
+    ]
     frame = pd.DataFrame(
-        {
-            name: [values.get(k, "–") for k in known if k not in same]
-            for name, values in flat.items()
-        },
-        index=[k for k in known if k not in same],
+        {name: [values.get(key, "–") for key in differing] for name, values in flat.items()},
+        index=differing,
         dtype=object,
     )
     table(
         frame,
-        f"Settings in which the models differ (–: does not apply). {len(same)} others, the data and"
-        " its split among them, are the same for all.",
+        "Settings in which the models differ (–: does not apply). The others are the same for all:"
+        " data, split, seed, network, epochs, augmentation.",
         index=True,
     )
 
@@ -212,8 +221,10 @@ def accuracy(rows: Rows) -> None:
     for name in (TOP5, TOP1):
         shares = {model: mean(group, name) for model, group in rows.items()}
         best, worst = (f(shares, key=lambda m: shares[m]) for f in (max, min))
+        leaders = [m for m in distinct(rows) if shares[m] == shares[best]]
         says = (
-            f"In {WORDS[name]} {best} reaches {percent(shares[best])},"
+            f"In {WORDS[name]} {best if len(leaders) == 1 else f'{len(leaders)} models'}"
+            f" {'reaches' if len(leaders) == 1 else 'reach'} {percent(shares[best])},"
             f" {worst} {percent(shares[worst])}"
         )
         if shares[best] == shares[worst]:
@@ -293,7 +304,7 @@ def against(rows: Rows, loss: str) -> tuple[str, str] | None:
     """The names of a loss's model and of cross-entropy's with the same optimizer, the first."""
     for name in rows:
         if split(name)[0] == loss:
-            return name, f"cross-entropy, {split(name)[1]}"
+            return name, f"cross-entropy ({split(name)[1]})"
     return None
 
 
@@ -314,7 +325,7 @@ def class_differences(rows: Rows, loss: str, names: Sequence[str]) -> None:
     value, limits = by_class(rows[first][0], rows[second][0], len(names))
     better, worse = int((value > 0).sum()), int((value < 0).sum())
     says = (
-        f"{first[0].upper()}{first[1:]} is better than cross-entropy in {better} of"
+        f"{sentence(first)} is better than cross-entropy in {better} of"
         f" {len(names)} classes, worse in {worse}"
     )
     show(
@@ -397,7 +408,7 @@ def cost(rows: Rows) -> None:
                 "images/s": f"{rate(group):,.0f}",
                 "parameters": f"{group[0].metrics['parameters']:,}",
                 "peak memory": f"{memory:,.0f} MiB" if memory else "–",
-                "device": p["device"] if p["device"] != "cpu" else f"CPU, {p['threads']} threads",
+                "device": p["device"] if p["device"] != "cpu" else f"CPU, threads: {p['threads']}",
             }
         )
     table(
@@ -483,22 +494,29 @@ def findings(rows: Rows, pairs: Sequence[Pair], names: Sequence[str]) -> list[st
 
 
 def _effects(pairs: Sequence[Pair], name: str) -> Iterator[str]:
+    """Each loss against cross-entropy, what else is certain, and the rest in one sentence."""
+    rest = []
     for pair in pairs:
         if pair.metric != name:
             continue
-        first, second = (
-            (pair.first, pair.second) if pair.difference >= 0 else (pair.second, pair.first)
-        )
+        same = split(pair.first)[1] == split(pair.second)[1]
+        swapped = pair.difference < 0
+        first, second = (pair.second, pair.first) if swapped else (pair.first, pair.second)
         size = f"{100 * abs(pair.difference):.1f} points in {WORDS[name]}"
-        if pair.difference == 0:
-            yield f"{pair.first} and {pair.second} are equal in {WORDS[name]}."
-        elif pair.certain:
-            yield f"{first} beats {second} by {size} (p = {pair.adjusted:.1g} after Holm)."
+        p = f"p = {pair.adjusted:.2g} after Holm"
+        if pair.certain:
+            yield sentence(f"{first} beats {second} by {size} ({p}).")
+        elif not (same and "cross-entropy" in (split(first)[0], split(second)[0])):
+            rest.append(abs(pair.difference))
+        elif pair.difference == 0:
+            yield sentence(f"{first} and {second} are equal in {WORDS[name]}.")
         else:
-            yield (
-                f"{first} is {size} above {second}, no more than chance explains"
-                f" (p = {pair.adjusted:.2g} after Holm)."
-            )
+            yield sentence(f"{first} is {size} above {second}, no more than chance explains ({p}).")
+    if rest:
+        yield (
+            f"The other {len(rest)} tested differences, up to {100 * max(rest):.1f} points, are no"
+            " more than chance explains."
+        )
 
 
 def _lambda_zero(rows: Rows) -> Iterator[str]:
@@ -529,7 +547,7 @@ def _class_effects(rows: Rows, names: Sequence[str]) -> Iterator[str]:
         gains, losses = (limits[:, 0] > 0).sum(), (limits[:, 1] < 0).sum()
         best, worst = int(np.nanargmax(value)), int(np.nanargmin(value))
         yield (
-            f"Class by class, {found[0]} gains most over cross-entropy in {names[best]}"
+            f"Class by class, {found[0]} gains most over cross-entropy in class {names[best]}"
             f" ({points(float(value[best]))} points) and least in {names[worst]}"
             f" ({points(float(value[worst]))}); the interval excludes zero in {gains} classes above"
             f" and {losses} below, of {len(names)}, without correction for their number."
@@ -553,10 +571,19 @@ def _cost(models: Rows) -> Iterator[str]:
         return
     rates = {name: rate(group) for name, group in models.items()}
     fast, slow = (f(rates, key=lambda name: rates[name]) for f in (max, min))
-    yield (
-        f"In the fastest epoch of each, {fast} trained {rates[fast]:,.0f} images a second and"
-        f" {slow} {rates[slow]:,.0f}: {100 * (1 - rates[slow] / rates[fast]):.0f} % less."
+    lost = 1 - rates[slow] / rates[fast]
+    said = (
+        f"In the fastest epoch of each run {fast} trained {rates[fast]:,.0f} images a second and"
+        f" {slow} {rates[slow]:,.0f}, {percent(lost, 0)} less"
     )
+    histories = [result.history.images_per_second for group in models.values() for result in group]
+    within = max(1 - float(x.min() / x.max()) for x in histories)
+    if lost <= 1.5 * within:
+        said += (
+            f"; but epochs of one and the same run differ by up to {percent(within, 0)}, so that"
+            " this says little of the losses"
+        )
+    yield f"{said}."
 
 
 def limitations(rows: Rows) -> list[str]:
