@@ -17,7 +17,7 @@ from torch import Tensor
 from dlops import plots
 from dlops.data import DataSet
 from dlops.losses import batch_hard, pairwise_distance, relations
-from dlops.report import percent, show
+from dlops.report import interval, percent, show
 from dlops.store import Result
 
 
@@ -67,7 +67,7 @@ def triplets(result: Result, data: DataSet, label: int | None = None, n: int = 8
             f"{wrong} of the {len(worst)} hardest triplets of {data.class_names[label]} are wrong"
         )
     anchor, positive, negative = (
-        data.test.take(torch.from_numpy(worst[part].to_numpy())).numpy()
+        data.test.take(torch.tensor(worst[part].to_numpy())).numpy()
         for part in ("anchor", "positive", "negative")
     )
     distances = worst.d_ap.to_numpy(), worst.d_an.to_numpy()
@@ -219,7 +219,7 @@ def prototypes(result: Result, data: DataSet, label: int | None = None, n: int =
     ]
     show(
         plots.image_grid(
-            data.test.take(torch.from_numpy(shown["at"].to_numpy())).numpy(),
+            data.test.take(torch.tensor(shown["at"].to_numpy())).numpy(),
             captions,
             title=says,
             columns=len(near),
@@ -246,11 +246,12 @@ def triplet_findings(result: Result) -> list[str]:
         f"Two test images of one class were nearer than two of different classes in"
         f" {percent(before)} of cases before training, and {percent(after)} after it."
     )
-    gap, images = m["knn_top1"] - m["test_top1"], m["test_images"]
-    if abs(gap) * images < 2 * np.sqrt(images * 0.5 * abs(gap) + 1):
+    gap = m["knn_top1"] - m["test_top1"]
+    low, high = interval(m["test_top1"], m["test_images"])
+    if low <= m["knn_top1"] <= high:
         said.append(
             f"The vote of 20 neighbours ({percent(m['knn_top1'])}) and the nearest class mean"
-            f" ({percent(m['test_top1'])}) differ by less than the test images can tell."
+            f" ({percent(m['test_top1'])}) do not differ by more than the interval of the latter."
         )
     else:
         better, worse = ("neighbours", "class means") if gap > 0 else ("class means", "neighbours")
