@@ -158,7 +158,7 @@ class Watch:
             self.console.print(f"[bold]{self.count}/{self.total}[/] {title}")
             self.bars.update(self.task, description="", completed=0, total=self.epochs, say="")
         elif "row" in event:
-            row = event["row"]
+            row, self.epochs = event["row"], event.get("epochs", self.epochs)
             shown = {
                 k: row[k] for k in ("train_loss", "val_loss", "val_top1", "val_top5") if k in row
             }
@@ -167,8 +167,9 @@ class Watch:
             rate = row.get("images_per_second")
             speed = f"  {rate:.0f} images/s" if rate else ""
             epoch = f"{event['epoch']:3d}/{self.epochs}"
+            epoch += f"  layer {row['layer'] or 'all'}" if "layer" in row else ""
             self.console.print(f"  epoch {epoch}  {numbers}{speed}  {duration(left)} left")
-            self.bars.update(self.task, completed=event["epoch"])
+            self.bars.update(self.task, completed=event["epoch"], total=self.epochs)
         elif "steps" in event:
             done = event["epoch"] + event["step"] / event["steps"]
             left = (time.monotonic() - self.began) / max(done, 1e-9) * (self.epochs - done)
@@ -188,7 +189,7 @@ class Watch:
     def result(self, experiment: Experiment, result: Result | Exception) -> None:
         """Say how an experiment ended."""
         if isinstance(result, Exception):
-            self.console.print(f"  [red]failed:[/] {escape(str(result))}")
+            self.console.print("  [red]failed[/]")  # why is said once, at the end
             return
         m = result.metrics
         shown = {"top-5": "test_top5", "top-1": "test_top1"}
