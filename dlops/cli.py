@@ -110,7 +110,7 @@ def train(
     force: Force = False,
 ) -> None:
     """Train what is missing, and keep the results in the store. Ask again to resume."""
-    wanted = _wanted(select(ids, roll_number), preset, settings(changes))
+    wanted = _wanted(select(ids, roll_number, preset), preset, settings(changes))
     store = Store()
     missing = [e for e in wanted if force or store.find(e) is None]
     done = len(wanted) - len(missing)
@@ -218,7 +218,7 @@ def report(
     from dlops import export
 
     changed = settings(changes)
-    reports = select(ids, roll_number)
+    reports = select(ids, roll_number, preset)
     check_preset(preset)
     store = Store()
     missing = {
@@ -316,7 +316,7 @@ def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -
         table.add_column(name, no_wrap=name in ("identity", "state"))
     colours = {"complete": "green", "failed": "red", "stale": "yellow", "running": "cyan"}
     failures = []
-    for item in select(ids, roll_number):
+    for item in select(ids, roll_number, preset):
         wanted = item.wanted(preset)
         for position, experiment in enumerate(wanted):
             state = store.status(experiment)

@@ -87,6 +87,21 @@ def paired_bootstrap(
     return float(difference.mean()), *bootstrap_interval(difference, seed=seed, draws=draws)
 
 
+def student_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of a few values [N], such as differences by seed, and Student's t-interval for it.
+
+    One value has no interval: low and high are nan.
+    """
+    from scipy.stats import t
+
+    values = np.asarray(values, np.float64)
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    half = float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return mean, mean - half, mean + half
+
+
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """Exact two-sided p-value of McNemar's test: are A and B equally often right?
 

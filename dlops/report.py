@@ -91,7 +91,9 @@ class Live:
                 k: row[k] for k in ("train_loss", "val_loss", "val_top1", "val_top5") if k in row
             }
             numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-            print(f"epoch {event['epoch']:3d}/{self.epochs}  {numbers}  {row['seconds']:.1f} s")
+            layer = f"layer {row['layer'] or 'all'}  " if "layer" in row else ""
+            epochs = event.get("epochs", self.epochs)  # an auto-encoder's are those of all layers
+            print(f"{layer}epoch {event['epoch']:3d}/{epochs}  {numbers}  {row['seconds']:.1f} s")
             if self.bar is not None:
                 self.bar.update(HTML(""))
         elif "steps" in event and self.bar is not None:

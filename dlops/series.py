@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dlops import sweeps
 from dlops.experiment import DlopsError, Experiment, Optimizer
 from dlops.presets import COMPARISON_SEEDS, PRESETS, structure
 
@@ -33,6 +34,7 @@ class Report:
     parity: str = "both"
     parameters: tuple[tuple[str, Any], ...] = ()
     default: bool = True  # part of the series when no roll number is given
+    presets: tuple[str, ...] = PRESETS  # those in which it is part of the series
 
     @property
     def assignment(self) -> str:
@@ -107,7 +109,7 @@ def compared(preset: str, **parameters: Any) -> list[Experiment]:
 
 
 STARTS = ("none", "layerwise", "end-to-end")  # what Question 2's stack is fine-tuned from
-LABELS = {0.1: 4, 0.3: 2, 1.0: 1}  # shares of the labels, and how often more epochs see them
+LABELS = {0.1: 4, 0.3: 2, 1.0: 1}  # shares of the labels; so many times smaller batches
 STACK_SEEDS = {"test": 1, "quick": 3, "lite": 3, "original": 3, "full": 5}
 
 
@@ -124,14 +126,17 @@ def ablation(preset: str, **parameters: Any) -> dict[tuple[str, float, int], Exp
 
     Beside those of STARTS there is "original": end-to-end, with a ReLU on the logits.
     """
+    for name in ("label_fraction", "pretraining", "weights", "relu_logits"):
+        if parameters.get(name) is not None:
+            raise DlopsError(f"Question 2 compares settings of {name} itself; leave it out.")
     first = parameters.pop("seed", None) or 0
     found = {("layerwise", 1.0, first): stack(preset, **parameters, seed=first)}
     for seed in range(first, first + STACK_SEEDS[check_preset(preset)]):
         for start in STARTS:
             whole = stack(preset, start, **parameters, seed=seed).with_(keep="metrics")
             for share, times in LABELS.items():
-                epochs = whole.schedule.epochs * times
-                member = whole.with_(label_fraction=share, epochs=epochs)
+                batch_size = whole.schedule.batch_size // times
+                member = whole.with_(label_fraction=share, batch_size=batch_size)
                 found.setdefault((start, share, seed), member)
         keep = "arrays" if seed == first else "metrics"
         found["original", 1.0, seed] = whole.with_(relu_logits=True, keep=keep)
@@ -144,6 +149,40 @@ def pretrained(preset: str, **parameters: Any) -> list[Experiment]:
     seed = next(iter(found))[2]
     sources = [found[start, 1.0, seed].parent for start in STARTS[1:]]
     return [*found.values(), *(source for source in sources if source)]
+
+
+def lab3() -> Iterator[Report]:
+    """Lab 3: each optimizer, then the comparison, on digits or on the roll number's data set.
+
+    Without a roll number it is CIFAR-100, and STL-10 in the preset "original", as published.
+    """
+    notebooks = {
+        f"lab3.{name}": (f"lab3/{name}.ipynb", f"fine-tuning with {title}", study)
+        for name, title in sweeps.OPTIMIZERS.items()
+        for study in [sweeps.optimizer_study(f"lab3.{name}")]
+    }
+    notebooks["lab3.comparison"] = (
+        "lab3/comparison.ipynb",
+        "four optimizers compared",
+        sweeps.comparison,
+    )
+    real = (("stl10", "STL-10", "odd"), ("cifar100", "CIFAR-100", "even"))
+    for question, (notebook, words, experiments) in notebooks.items():
+        about = f"Lab 3: {words}"
+        yield Report(question, notebook, about, experiments, presets=("test", "quick"))
+        for data, title, parity in real:
+            for presets, first in ((("lite", "full"), "cifar100"), (("original",), "stl10")):
+                yield Report(
+                    question,
+                    notebook,
+                    f"{about}, {title}",
+                    experiments,
+                    variant=data,
+                    parity=parity,
+                    parameters=(("data", data),),
+                    default=data == first,
+                    presets=presets,
+                )
 
 
 SERIES: tuple[Report, ...] = (
@@ -235,6 +274,7 @@ SERIES: tuple[Report, ...] = (
         )
         for name in ("odd", "even")
     ),
+    *lab3(),
 )
 
 
@@ -259,8 +299,10 @@ def parity(roll_number: str) -> str:
     return "odd" if int(roll_number[-1]) % 2 else "even"
 
 
-def select(ids: list[str] | None = None, roll_number: str | None = None) -> list[Report]:
-    """The reports for question ids or assignments (all if none), for a roll number's parity.
+def select(
+    ids: list[str] | None = None, roll_number: str | None = None, preset: str = "quick"
+) -> list[Report]:
+    """The reports of a preset: for question ids or assignments (all if none), and a roll number.
 
     Raises DlopsError for an unknown id.
     """
@@ -272,6 +314,8 @@ def select(ids: list[str] | None = None, roll_number: str | None = None) -> list
     def chosen() -> Iterator[Report]:
         for report in SERIES:
             if ids and report.question not in ids and report.assignment not in ids:
+                continue
+            if preset not in report.presets:
                 continue
             if roll_number is None and not report.default:
                 continue
