@@ -278,7 +278,7 @@ class Store:
 def publish(result: Result, preset: str) -> None:
     """Copy a result, without weights, to reports/<preset>/results/, whole or not at all."""
     target = reports_root() / preset / "results" / result.id
-    if target.exists() or target == result.folder:
+    if target == result.folder:
         return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     temporary.mkdir(parents=True)
@@ -288,4 +288,6 @@ def publish(result: Result, preset: str) -> None:
     record = json.loads((temporary / "result.json").read_text(encoding="utf-8"))
     if record["keep"] == "weights":
         write_json(temporary / "result.json", {**record, "keep": "arrays"})
+    if target.exists():  # trained again since
+        shutil.rmtree(target)
     os.replace(temporary, target)
