@@ -341,7 +341,8 @@ def class_differences(rows: Rows, loss: str, names: Sequence[str]) -> None:
 def nearest_same(result: Result) -> float:
     """Share of the sampled test images whose nearest other one is of their class (recall at 1)."""
     x, labels, _ = (np.asarray(part) for part in sampled(result))
-    squares = np.square(x.astype(np.float64)).sum(axis=1)
+    x = x.astype(np.float64)
+    squares = np.square(x).sum(axis=1)
     distance = squares[:, None] - 2 * (x @ x.T) + squares
     np.fill_diagonal(distance, np.inf)
     return float((labels[distance.argmin(axis=1)] == labels).mean())

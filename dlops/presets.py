@@ -11,7 +11,8 @@ from dlops.experiment import Data, DlopsError, Experiment
 PRESETS = ("test", "quick", "lite", "original", "full")
 
 # A question's own settings; its family's numbers come from FAMILIES. A key that names a loss,
-# an optimizer or the starting weights holds settings that apply only with it.
+# an optimizer, a loss with an optimizer ("triplet sgd") or the starting weights holds settings
+# that apply only with it.
 QUESTIONS: dict[str, dict[str, Any]] = {
     "q1.1": {"family": "q1", "loss": "cross-entropy"},
     "q1.2": {"family": "q1", "loss": "triplet"},
@@ -134,6 +135,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "warmup": 0.2,
             "lr": 0.001,
             "sgd": {"lr": 0.02, "momentum": 0.9, "nesterov": True},
+            "triplet sgd": {"lr": 0.05},
             "center": {"center_weight": 0.01},
         },
         "lite": {
@@ -296,7 +298,8 @@ def defaults(question: str, preset: str, flat: Mapping[str, Any]) -> dict[str, A
     for part, default in usual.items():
         chosen = flat.get(part, values.get(part, default))
         values.update(special.get(str(chosen), {}))
-    return values
+    loss, optimizer = (flat.get(x, values.get(x, usual[x])) for x in ("loss", "optimizer"))
+    return {**values, **special.get(f"{loss} {optimizer}", {})}
 
 
 def source(name: str, preset: str, flat: Mapping[str, Any]) -> tuple[Experiment, dict[str, Any]]:
