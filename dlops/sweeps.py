@@ -8,7 +8,12 @@ from typing import Any
 
 from dlops.experiment import Experiment
 
-OPTIMIZERS = ("adam", "adagrad", "adadelta", "rmsprop")
+OPTIMIZERS = {
+    "adam": "Adam",
+    "adagrad": "Adagrad",
+    "adadelta": "Adadelta",
+    "rmsprop": "RMSprop",
+}
 ORIGINAL_LR = 0.001  # what the original reports used with every optimizer
 USUAL_LR = {"adam": 0.001, "adagrad": 0.01, "adadelta": 1.0, "rmsprop": 0.01}  # torch's defaults
 STUDY_EPOCHS = {"full": 6}  # presets whose study is shorter than their headline runs
