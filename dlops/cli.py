@@ -407,7 +407,10 @@ def math_font() -> str:
 def main() -> None:
     """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
+        if code == 130:  # typer makes this of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except DlopsError as error:
         stderr = Console(stderr=True, highlight=False, soft_wrap=True)
         stderr.print(f"[red]dlops:[/] {escape(str(error))}")
