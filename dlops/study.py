@@ -345,7 +345,7 @@ class Study:
             )
         largest = next(iter(self.ranges))
         others = [name for name in self.ranges if name != "lr"]
-        if largest == "lr" and others:
+        if largest == "lr" and self.ranges["lr"] > self.noise:
             said_.append(
                 f"The learning rate moves accuracy most; after it {others[0]}"
                 f" ({points(self.ranges[others[0]])})."
@@ -377,6 +377,8 @@ class Study:
         )
         edge = lr in (self.grid.index[0], self.grid.index[-1])
         said_ = [text + (" It lies at the edge of the rates tried." if edge else "")]
+        if close == self.grid.size:
+            return [*said_, "So the grid says nothing of how the two attributes act together."]
         best = {value: self.grid[value].idxmax() for value in self.grid.columns}
         if len(set(best.values())) > 1:
             pairs = [f"{_text(rate)} at {_text(value)}" for value, rate in best.items()]
@@ -480,7 +482,8 @@ def steps_figure(
 def origin(e: Experiment) -> str:
     """Where training started, in words."""
     if e.parent:
-        return f"pretrained on {DATASETS[e.parent.data.name].title}"
+        what = "the negatives of " if e.parent.data.inverted else ""
+        return f"pretrained on {what}{DATASETS[e.parent.data.name].title}"
     return "pretrained on ImageNet" if e.model.weights == "imagenet" else "from random weights"
 
 
