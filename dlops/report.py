@@ -369,19 +369,28 @@ def _convergence(history: pd.DataFrame) -> list[str]:
         return said + ["So few epochs say nothing about convergence."]
     best = int(history.val_loss.to_numpy().argmin())
     tail = max(1, len(history) // 5)
-    gain = history.val_top1.iloc[-1] - history.val_top1.iloc[-1 - tail]
-    if best >= len(history) - 1 and gain > 0.01:
-        said.append(
-            f"It had not converged: validation top-1 still rose by {100 * gain:.1f} points in the"
-            f" last {'epoch' if tail == 1 else f'{tail} epochs'}, so more epochs should help."
-        )
-    elif last.val_loss > 1.05 * history.val_loss.min():
+    before = history.iloc[-1 - tail]
+    gain, fall = last.val_top1 - before.val_top1, 1 - last.val_loss / max(before.val_loss, 1e-12)
+    during = f"in the last {'epoch' if tail == 1 else f'{tail} epochs'}"
+    if last.val_loss > 1.05 * history.val_loss.iloc[best]:
+        memorised = last.train_loss <= history.train_loss.iloc[best]
         said.append(
             f"Validation loss was lowest after epoch {int(history.epoch.iloc[best])} and rose after"
-            " it: the network began to overfit."
+            f" it{': the network began to overfit.' if memorised else ', as did training loss.'}"
+        )
+    elif gain > 0.01 and fall > 0:
+        said.append(
+            f"It had not converged: validation top-1 still rose by {100 * gain:.1f} points"
+            f" {during}, so more epochs should help."
+        )
+    elif fall > 0.05:
+        said.append(
+            f"It had not converged: validation loss still fell by {percent(fall, 0)} {during}."
         )
     else:
-        said.append("Validation loss had levelled off by the end.")
+        said.append(
+            f"Validation loss had levelled off: it changed by {percent(abs(fall))} {during}."
+        )
     return said
 
 
@@ -424,16 +433,21 @@ def _saturation(result: Result) -> list[str]:
 def _classes(result: Result, names: Sequence[str]) -> list[str]:
     shares = [math.nan if x is None else x for x in result.metrics["class_accuracy"]]
     order = [i for i in np.argsort(shares, kind="stable") if not math.isnan(shares[i])]
-    worst, best = order[0], order[-1]
-    said = [
-        f"The easiest class is {names[best]} ({percent(shares[best])}), the hardest"
-        f" {names[worst]} ({percent(shares[worst])})."
-    ]
+    if shares[order[0]] == shares[order[-1]]:
+        said = [f"All classes are equally hard: each has {percent(shares[order[0]])}."]
+    else:
+        easiest, hardest = (
+            _named([names[k] for k in order if shares[k] == shares[extreme]])
+            for extreme in (order[-1], order[0])
+        )
+        said = [
+            f"Easiest: {easiest} ({percent(shares[order[-1]])}); hardest: {hardest}"
+            f" ({percent(shares[order[0]])})."
+        ]
     predicted = np.bincount(result.predictions[:, 0], minlength=len(names))
     never = [names[i] for i in range(len(names)) if predicted[i] == 0]
     if never:
-        more = f" and {len(never) - 5} more" if len(never) > 5 else ""
-        said.append(f"Never predicted: {', '.join(never[:5])}{more}.")
+        said.append(f"Never predicted: {_named(never)}.")
     matrix = metrics.confusion(result.labels, result.predictions[:, 0], len(names))
     if pairs := metrics.most_confused(matrix, names, 1):
         true, other, count, share = pairs[0]
@@ -442,6 +456,12 @@ def _classes(result: Result, names: Sequence[str]) -> list[str]:
             f" {percent(share, 0)} of that class)."
         )
     return said
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def limitations(result: Result) -> list[str]:
