@@ -22,7 +22,7 @@ from dlops.autoencoder import (
     reconstruct,
 )
 from dlops.data import DataSet
-from dlops.experiment import DlopsError, Experiment
+from dlops.experiment import DlopsError, Experiment, Optimizer, Schedule
 from dlops.train import Diverged, Network, Outcome, load_checkpoint, save_checkpoint
 
 HEADLINE = 3  # X[3], zero-based: the layer that the question asks about
@@ -47,10 +47,11 @@ def train(
     Raises Diverged, KeyboardInterrupt, or DlopsError for an optimizer that it does not have.
     """
     model, schedule, optimizer = experiment.model, experiment.schedule, experiment.optimizer
-    if optimizer.name != "adam" or optimizer.weight_decay or schedule.schedule != "constant":
+    plain = Optimizer(lr=optimizer.lr), Schedule(schedule.epochs, schedule.batch_size)
+    if (optimizer, schedule) != plain:
         raise DlopsError(
-            "An auto-encoder is trained by Adam with a constant learning rate and without weight"
-            " decay; leave optimizer, weight_decay and schedule at their defaults."
+            "An auto-encoder is trained by plain Adam with a constant learning rate; set nothing"
+            " but epochs, batch_size and lr of its optimizer and schedule."
         )
     torch.manual_seed(experiment.seed)
     body = Network(experiment, data.train.shape[1:]).body.to(device)

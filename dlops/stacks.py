@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from dlops import plots, published
-from dlops.experiment import DATASETS
+from dlops.experiment import DATASETS, Experiment, describe
 from dlops.metrics import student_interval
 from dlops.pretraining import FIRST, HEADLINE, OTHERS
 from dlops.report import accuracy, bullets, percent, show, table
@@ -44,9 +44,30 @@ def fill(place: Any, runs: Runs) -> None:
             f" {accuracy(result, 'test_top1')}** on {m['test_images']:,} test images, and a top-5"
             f" accuracy of {accuracy(result)}. By chance they would be"
             f" {percent(1 / e.num_classes)} and {percent(min(1, 5 / e.num_classes))}."
-            f" {' '.join(comparison(runs, 'layerwise', 'none'))}"
+            f" {verdict(runs, 'layerwise', 'none')}"
         )
     )
+
+
+def settings(pretraining: Experiment, classifier: Experiment, preset: str) -> None:
+    """The resolved settings of both, but for those that are off, as one table."""
+    off = (None, False, 0, "none", ())
+    both = [pretraining.settings, classifier.settings]
+    rows: list[tuple[str, ...]] = [("preset", preset, preset, "where these numbers come from")]
+    for name in dict.fromkeys(name for flat in both for name in flat):
+        values = [flat.get(name) for flat in both]
+        if name == "seed" or not all(any(v is x or v == x for x in off) for v in values):
+            rows.append((name, *(_cell(value) for value in values), describe(name)))
+    table(
+        pd.DataFrame(rows, columns=["setting", "auto-encoder", "classifier", "meaning"]),
+        "The settings; what is not listed is off.",
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None or value is False else str(value)
 
 
 # Pretraining
@@ -113,8 +134,8 @@ def reconstructions(encoder: Result, deep: Result) -> None:
     names = ["test image", *(f"{k} layer{'s' * (k > 1)}" for k in encoder.metrics["depths"])]
     shares = [x / encoder.metrics["mean_image_error"] for x in encoder.metrics["val_error"]]
     title = (
-        f"One layer loses {percent(shares[0], 0)} of what the mean image loses, all"
-        f" {len(shares)} lose {percent(shares[-1], 0)}"
+        f"The error, relative to the mean image's, is {percent(shares[0], 0)} through one layer and"
+        f" {percent(shares[-1], 0)} through all {len(shares)}"
     )
     show(
         plots.image_grid(
@@ -229,7 +250,7 @@ def gain(runs: Runs, one: str, other: str, share: float) -> tuple[float, float, 
 
 def comparison(runs: Runs, one: str, other: str) -> list[str]:
     """What starting from `one` instead of `other` buys, a sentence for each share of labels."""
-    said = []
+    said: list[str] = []
     images = next(iter(runs.values())).provenance["train_images"]
     for share in LABELS:
         value, low, high = gain(runs, one, other, share)
@@ -256,6 +277,33 @@ def comparison(runs: Runs, one: str, other: str) -> list[str]:
                 f" {points(value)} points ({interval})."
             )
     return said
+
+
+def verdict(runs: Runs, one: str, other: str) -> str:
+    """What starting from `one` instead of `other` buys, in one sentence."""
+    gains = {share: gain(runs, one, other, share) for share in LABELS}
+    about = f"Against {_phrase(other)}, {_phrase(one)}"
+    if len(scores(runs, one)) < 2:
+        changes = _and([points(value) for value, _, _ in gains.values()])
+        shares = _and([percent(share, 0) for share in gains])
+        return (
+            f"{about} changes top-1 by {changes} points with {shares} of the labels; one seed"
+            " cannot tell whether that is chance."
+        )
+    sure = [
+        f"{'gains' if low > 0 else 'loses'} {abs(100 * value):.1f} points of top-1 with"
+        f" {percent(share, 0)} of the labels"
+        for share, (value, low, high) in gains.items()
+        if low > 0 or high < 0
+    ]
+    unsure = [percent(share, 0) for share, (_, low, high) in gains.items() if low <= 0 <= high]
+    if unsure:
+        sure.append(f"makes no certain difference with {_and(unsure)} of the labels")
+    return f"{about} {_and(sure)} ({_seeds(len(scores(runs, one)))})."
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _phrase(start: str) -> str:
@@ -336,12 +384,12 @@ def relu_findings(runs: Runs, names: Sequence[str]) -> list[str]:
     seed = next(iter(runs))[2]
     predicted = np.bincount(runs["original", 1.0, seed].predictions[:, 0], minlength=len(names))
     never = [name for name, count in zip(names, predicted) if count == 0]
+    missed = f"never predicts {_and(never)}" if never else "predicts every class at least once"
     dead, usual = never_right(runs, "original"), never_right(runs, "end-to-end")
     value, low, high = gain(runs, "original", "end-to-end", 1.0)
     interval = f" (95 % interval {points(low)} to {points(high)})" if len(dead) > 1 else ""
     return [
-        f"With the ReLU on its logits, the stack of seed {seed} never predicts"
-        f" {', '.join(never) if never else 'no class at all: each is predicted at least once'}.",
+        f"With the ReLU on its logits, the stack of seed {seed} {missed}.",
         f"Classes without a single test image right, by seed: {', '.join(map(str, dead))} with the"
         f" ReLU, {', '.join(map(str, usual))} without it.",
         f"The ReLU changes top-1 by {points(value)} points{interval}.",
@@ -406,8 +454,8 @@ def findings(runs: Runs, encoder: Result, deep: Result) -> list[str]:
         f"Through all {len(a['depths'])} layers and back, validation pixels have an error of"
         f" {a['val_error'][-1]:.3g}, {percent(a['val_error'][-1] / mean, 0)} of the mean image's."
         f" The auto-encoder trained end to end has {better}: {b['val_error'][-1]:.3g}.",
-        *comparison(runs, "layerwise", "none"),
-        *comparison(runs, "layerwise", "end-to-end"),
+        verdict(runs, "layerwise", "none"),
+        verdict(runs, "layerwise", "end-to-end"),
     ]
 
 
