@@ -509,9 +509,12 @@ class Experiment:
             base = {**base, "weights": "run"}
             if parent.model.name == "resnet18":  # stem and input size follow the weights
                 size = parent.data.image_size or DATASETS[parent.data.name].image_size
-                own = DATASETS[flat.get("data", base["data"])].image_size
-                size = None if size == own else size
-                base |= {"stem": parent.model.stem, "image_size": size}
+                name = flat.get("data", base.get("data", "digits"))
+                own = DATASETS[name].image_size if name in DATASETS else None
+                base |= {
+                    "stem": parent.model.stem,
+                    "image_size": None if size == own else size,
+                }
         return cls.from_flat(flat, defaults=base, parent=parent)
 
     def to_json(self) -> dict[str, Any]:
