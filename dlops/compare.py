@@ -223,12 +223,12 @@ def accuracy(rows: Rows) -> None:
         best, worst = (f(shares, key=lambda m: shares[m]) for f in (max, min))
         leaders = [m for m in distinct(rows) if shares[m] == shares[best]]
         says = (
-            f"In {WORDS[name]} {best if len(leaders) == 1 else f'{len(leaders)} models'}"
+            f"In {WORDS[name]}, {best if len(leaders) == 1 else f'{len(leaders)} models'}"
             f" {'reaches' if len(leaders) == 1 else 'reach'} {percent(shares[best])},"
             f" {worst} {percent(shares[worst])}"
         )
         if shares[best] == shares[worst]:
-            says = f"In {WORDS[name]} all models reach {percent(shares[best])}"
+            says = f"In {WORDS[name]}, all models reach {percent(shares[best])}"
         show(
             plots.intervals(
                 {model: (share, *interval(share, n)) for model, share in shares.items()},
