@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from dlops.experiment import DATASETS, DlopsError, Experiment
+from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment
 from dlops.series import ASSIGNMENTS, Report, check_preset, select
 from dlops.store import Result, Store, project_root, publish, reports_root
 
@@ -34,6 +35,7 @@ app.add_typer(data_app, name="data")
 console = Console(highlight=False, soft_wrap=True)
 PUBLISHED = ("lite", "original", "full")  # presets whose results are kept beside their reports
 
+FEW = 8  # more experiments than this are shown as a table, not epoch by epoch
 CELL_SECONDS = 600  # a cell that takes longer hangs: reports never train
 
 Ids = Annotated[
@@ -52,6 +54,9 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or mps; default: CUDA if there is one.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Train again, also what is complete.")]
+Jobs = Annotated[
+    int, typer.Option(help="Runs at a time, each in its own process; GPUs are shared out.")
+]
 Author = Annotated[
     str | None, typer.Option(help="Your name: also writes the document to hand in, per assignment.")
 ]
@@ -93,10 +98,11 @@ def run(
     changes: Set = None,
     device: Device = None,
     force: Force = False,
+    jobs: Jobs = 1,
     author: Author = None,
 ) -> None:
     """Train what is missing, then execute the notebooks and export HTML and PDF."""
-    train(ids, preset, roll_number, changes, device, force)
+    train(ids, preset, roll_number, changes, device, force, jobs)
     report(ids, preset, roll_number, changes, author)
 
 
@@ -108,29 +114,44 @@ def train(
     changes: Set = None,
     device: Device = None,
     force: Force = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Train what is missing, and keep the results in the store. Ask again to resume."""
     wanted = _wanted(select(ids, roll_number, preset), preset, settings(changes))
     store = Store()
-    missing = [e for e in wanted if force or store.find(e) is None]
+    missing = [e for e in wanted if force or not settled(store, e)]
     done = len(wanted) - len(missing)
     if done:
         console.print(f"{done} of {len(wanted)} results are in the store.")
     if not missing:
         return
 
-    from dlops.train import run_all
+    options: dict[str, Any] = {"store": store, "device": device, "force": force}
+    many = jobs > 1 or len(missing) > FEW
+    with (Board if many else Watch)(console, len(missing)) as watch:
+        from dlops.slots import Slots
+        from dlops.train import run_all
 
-    with Watch(console, len(missing)) as watch:
-        run_all(
-            missing, store=store, device=device, force=force, progress=watch, on_result=watch.result
-        )
+        try:
+            with Slots(jobs, watch) if jobs > 1 else nullcontext() as executor:
+                run_all(missing, executor, on_result=watch.result, progress=watch, **options)
+        except DlopsError:
+            if not all(settled(store, e) for e in missing):
+                raise
+
+
+def settled(store: Store, experiment: Experiment) -> bool:
+    """Whether there is nothing left to train: a sweep's member may have diverged, which is told."""
+    diverged = experiment.keep == "metrics" and store.failure(experiment) is not None
+    return store.find(experiment) is not None or diverged
 
 
 def _wanted(reports: list[Report], preset: str, changes: dict[str, Any]) -> list[Experiment]:
     check_preset(preset)
     wanted = [e for report in reports for e in report.wanted(preset, **changes)]
-    return list({(e.id, e.keep): e for e in wanted}.values())
+    by_keep = sorted(wanted, key=lambda e: KEEP.index(e.keep))  # of equals the one that keeps more
+    most = {e.id: e for e in by_keep}
+    return [most[id_] for id_ in dict.fromkeys(e.id for e in wanted)]
 
 
 class Watch:
@@ -197,6 +218,66 @@ class Watch:
         self.console.print(f"  [green]done[/] {words}  ({duration(result.provenance['seconds'])})")
 
 
+class Board:
+    """Progress of many runs: a table that fills, above a bar for all and one for each slot."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[say]}")
+        self.bars = Progress(*columns, console=console, transient=True)
+        self.console, self.began, self.count = console, time.monotonic(), 0
+        self.all = self.bars.add_task("all", total=total, say=f"0 of {total}")
+        self.total = total
+        self.slots: dict[int, Any] = {}
+        self.base: Experiment | None = None
+
+    def __enter__(self) -> Board:
+        head = f"{'run':>7}  {'val. top-1':>10}  {'test top-1':>10}  {'time':>9}  experiment"
+        self.console.print(f"[bold]{head}[/]")
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        slot = event.get("slot", 0)
+        if slot not in self.slots:
+            self.slots[slot] = self.bars.add_task(f"slot {slot + 1}", total=None, say="")
+        task = self.slots[slot]
+        if "experiment" in event:
+            say = escape(self.words(event["experiment"]))
+            self.bars.update(task, completed=0, total=event["epochs"], say=say)
+        elif "row" in event:
+            self.bars.update(task, completed=event["epoch"])
+        elif "steps" in event:
+            self.bars.update(task, completed=event["epoch"] + event["step"] / event["steps"])
+
+    def words(self, experiment: Experiment) -> str:
+        """The experiment, and what it changes of the first one of its question."""
+        if self.base is None or self.base.title.split(",")[:3] != experiment.title.split(",")[:3]:
+            self.base = experiment
+            return experiment.title
+        old = self.base.settings
+        changed = {n: v for n, v in experiment.settings.items() if n != "seed" and old.get(n) != v}
+        return ", ".join([experiment.title, *(f"{n} {v}" for n, v in changed.items())])
+
+    def result(self, experiment: Experiment, result: Result | Exception) -> None:
+        """Add a row to the table."""
+        self.count += 1
+        left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
+        say = f"{self.count} of {self.total}, {duration(left)} left"
+        self.bars.update(self.all, completed=self.count, say=say)
+        place = f"{self.count}/{self.total}"
+        words = escape(self.words(experiment))
+        if isinstance(result, Exception):
+            self.console.print(f"{place:>7}  [red]{'failed':>33}[/]  {words}")
+            return
+        m = result.metrics
+        cells = [f"{100 * m[k]:.1f} %" if k in m else "–" for k in ("val_top1", "test_top1")]
+        time_ = duration(result.provenance["seconds"])
+        self.console.print(f"{place:>7}  {cells[0]:>10}  {cells[1]:>10}  {time_:>9}  {words}")
+
+
 def duration(seconds: float) -> str:
     """75 -> "1 min 15 s"."""
     minutes, rest = divmod(round(seconds), 60)
@@ -224,7 +305,7 @@ def report(
     missing = {
         r.question: r
         for r in reports
-        if any(not store.find(e) for e in r.wanted(preset, **changed))
+        if any(not settled(store, e) for e in r.wanted(preset, **changed))
     }
     if author:  # the document has every question with results
         reports = [r for r in reports if r.question not in missing]
@@ -342,9 +423,11 @@ def data_list() -> None:
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="tiny-imagenet, cifar100 or stl10.")],
+    name: Annotated[
+        str, typer.Argument(help="tiny-imagenet, cifar100, stl10, or imagenet-weights.")
+    ],
 ) -> None:
-    """Fetch a data set from its publisher: resumable, verified, unpacked."""
+    """Fetch a data set or weights from the publisher: resumable, verified, unpacked."""
     from dlops.fetch import fetch
 
     with Watch(console, 1) as watch:
@@ -352,8 +435,13 @@ def data_fetch(
         def fetching(done: int, total: int) -> None:
             watch({"what": f"fetching {name}", "done": done, "total": total})
 
-        folder = fetch(name, progress=fetching)
-    console.print(f"{name} is ready in {folder}")
+        if name == "imagenet-weights":
+            from dlops.pretrained import fetch_imagenet
+
+            place = fetch_imagenet(progress=fetching)
+        else:
+            place = fetch(name, progress=fetching)
+    console.print(f"{name} is ready in {place}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,6 +98,24 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
         return target
 
 
+def fetch_file(info: DataSetInfo, folder: Path, *, progress: Progress | None = None) -> Path:
+    """A single published file in `folder`, verified; downloaded if it is not there.
+
+    A file whose checksum differs is set aside as `.bad`. Raises DlopsError.
+    """
+    target = folder / info.url.rsplit("/", 1)[1]
+    if target.exists():
+        _verify(info, target)
+        return target
+    with writable(folder), FileLock(folder / f".{info.name}.lock"):
+        part = target.with_name(target.name + ".part")
+        if not target.exists():
+            _download(info, part, progress)
+            _verify(info, part)
+            os.replace(part, target)
+        return target
+
+
 def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
     """Continues `part` until it is whole; gives up when an attempt does not bring it further."""
     best = -1
@@ -151,15 +170,17 @@ def _check_address(url: str) -> None:
 
 
 def _verify(info: DataSetInfo, archive: Path) -> None:
-    expected = info.checksum.removeprefix("md5:")
+    kind, expected = info.checksum.split(":")  # md5, or the first digits of a sha256
     with open(archive, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        hasher = partial(hashlib.new, kind, usedforsecurity=False)
+        found = hashlib.file_digest(file, hasher).hexdigest()[: len(expected)]
     if found != expected:
-        bad = archive.with_name(archive.name + ".bad")
+        bad = archive.with_name(archive.name.removesuffix(".part") + ".bad")
         os.replace(archive, bad)
         raise DlopsError(
-            f"{info.url} has the MD5 checksum {found}, but must have {expected}; the file was set"
-            f" aside as {bad}: fetch again, and if that repeats, the server's file has changed."
+            f"{info.url} has the {kind.upper()} checksum {found}, but must have {expected}; the"
+            f" file was set aside as {bad}: fetch again, and if that repeats, the server's file has"
+            " changed."
         )
 
 
