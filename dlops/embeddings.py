@@ -190,10 +190,12 @@ def plane(results: Mapping[str, Result], names: Sequence[str]) -> None:
     }
     ratios = [f"{spread(result):.2f} with {name}" for name, result in results.items()]
     says = f"Class means lie apart, relative to the spread around them: {', '.join(ratios)}"
+    classes, images = first.experiment.num_classes, first.provenance["train_images"]
     show(
-        plots.scatter(panels, labels.numpy(), names, title=says),
+        plots.scatter(panels, labels.numpy(), names[:classes], title=says),
         f"{len(labels):,} test images in an embedding of two units, as in figure 2 of Wen et al."
-        " (2016): coordinates are the embedding itself, nothing was projected.",
+        " (2016): coordinates are the embedding itself, nothing was projected. Trained on"
+        f" {images:,} images of {classes} classes, {len(first.history)} epochs.",
         f"Scatter plots of {len(labels):,} points coloured by class. {says}.",
     )
 

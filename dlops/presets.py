@@ -266,6 +266,9 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# Question 1.3's figure in the plane: as many classes as a plane can hold apart, in less time.
+PLANE: dict[str, dict[str, Any]] = {"lite": {"classes": 10, "per_class": 100, "epochs": 4}}
+
 # The comparison's seeds: more than one only where a few more runs are affordable.
 COMPARISON_SEEDS: dict[str, tuple[int, ...]] = {
     "test": (0,),

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlops import sweeps
 from dlops.experiment import DlopsError, Experiment, Optimizer
-from dlops.presets import COMPARISON_SEEDS, PRESETS, structure
+from dlops.presets import COMPARISON_SEEDS, PLANE, PRESETS, structure
 
 Experiments = Callable[..., list[Experiment]]
 
@@ -70,7 +70,7 @@ def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
     With the preset's own optimizer, whichever the report is about: one pair serves both.
     """
     own = {name: value for name, value in parameters.items() if name not in OPTIMIZER_SETTINGS}
-    own["embedding_dim"] = 2
+    own = {**PLANE.get(preset, {}), **own, "embedding_dim": 2}
     weighted = Experiment.from_preset("q1.3", preset=preset, **own)
     plain = Experiment.from_preset("q1.3", preset=preset, **{**own, "center_weight": 0})
     return {"λ = 0": plain, f"λ = {weighted.loss.center_weight:g}": weighted}
