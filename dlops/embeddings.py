@@ -17,7 +17,7 @@ from torch import Tensor
 from dlops import plots
 from dlops.data import DataSet
 from dlops.losses import batch_hard, pairwise_distance, relations
-from dlops.report import interval, percent, show
+from dlops.report import interval, percent, show, table
 from dlops.store import Result
 
 
@@ -178,6 +178,31 @@ def center_distance(result: Result) -> None:
 def spread(result: Result) -> float:
     """How many times as far class means lie from each other as test images from their mean."""
     return result.metrics["between_class"] / max(result.metrics["within_class"], 1e-12)
+
+
+def tried(results: list[Result]) -> None:
+    """Every setting of the triplet loss that was tried: what was shown first comes first."""
+    rows = []
+    for result in results:
+        s, m, last = result.config, result.metrics, result.history.iloc[-1]
+        rows.append(
+            {
+                "mining": s["mining"],
+                "margin": s["margin"],
+                "unit sphere": "yes" if s["normalize"] else "no",
+                "learning rate": s["lr"],
+                "d_an − d_ap, relative": f"{(last.d_an - last.d_ap) / last.d_ap:+.1%}",
+                "validation top-1": percent(m["val_top1"]),
+                "validation top-5": percent(m["val_top5"]),
+                "test top-5": percent(m["test_top5"]),
+            }
+        )
+    best = max(results, key=lambda result: result.metrics["val_top1"])
+    which = (
+        "this report's" if best is results[0] else f"the one with {best.config['mining']} mining"
+    )
+    caption = "Settings tried, this report's first. Best on validation is " + which + "."
+    table(pd.DataFrame(rows), caption)
 
 
 def plane(results: Mapping[str, Result], names: Sequence[str]) -> None:

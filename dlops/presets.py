@@ -142,7 +142,13 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "lr": 0.001,
             "sgd": {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
             "center": {"center_weight": 0.003},
-            "triplet": {"classes_per_batch": 8, "images_per_class": 4},
+            "triplet": {
+                "classes_per_batch": 8,
+                "images_per_class": 4,
+                "margin": "soft",
+                "normalize": False,
+            },
+            "triplet adam": {"lr": 0.0005},
         },
         "original": {
             **_TINY,
@@ -268,6 +274,14 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 
 # Question 1.3's figure in the plane: as many classes as a plane can hold apart, in less time.
 PLANE: dict[str, dict[str, Any]] = {"lite": {"classes": 10, "per_class": 100, "epochs": 4}}
+
+# Other settings of the triplet loss that were tried on real images; Question 1.2 shows them all.
+TRIED: dict[str, tuple[dict[str, Any], ...]] = {
+    "lite": (
+        {"mining": "hard", "margin": 0.2, "normalize": True, "lr": 0.001},
+        {"mining": "semihard", "margin": 0.2, "normalize": True, "lr": 0.001},
+    )
+}
 
 # The comparison's seeds: more than one only where a few more runs are affordable.
 COMPARISON_SEEDS: dict[str, tuple[int, ...]] = {

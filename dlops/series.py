@@ -8,7 +8,7 @@ from typing import Any
 
 from dlops import sweeps
 from dlops.experiment import DlopsError, Experiment, Optimizer
-from dlops.presets import COMPARISON_SEEDS, PLANE, PRESETS, structure
+from dlops.presets import COMPARISON_SEEDS, PLANE, PRESETS, TRIED, structure
 
 Experiments = Callable[..., list[Experiment]]
 
@@ -79,6 +79,22 @@ def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
 def with_planar(preset: str, **parameters: Any) -> list[Experiment]:
     """The experiment of Question 1.3 and its illustrations in the plane."""
     return [*single("q1.3")(preset, **parameters), *planar(preset, **parameters).values()]
+
+
+def tried(preset: str, **parameters: Any) -> list[Experiment]:
+    """Question 1.2 with the other settings that were tried; none beside settings of one's own."""
+    if parameters.pop("optimizer", "adam") != "adam" or any(
+        value is not None for value in parameters.values()
+    ):
+        return []
+    main = Experiment.from_preset("q1.2", preset)
+    others = [Experiment.from_preset("q1.2", preset, **own) for own in TRIED.get(preset, ())]
+    return [other for other in others if other.id != main.id]
+
+
+def with_tried(preset: str, **parameters: Any) -> list[Experiment]:
+    """The experiment of Question 1.2, and what else was tried."""
+    return [*single("q1.2")(preset, **parameters), *tried(preset, **parameters)]
 
 
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -208,7 +224,7 @@ SERIES: tuple[Report, ...] = (
         "q1.2",
         "assignment1/q1_2_triplet_loss.ipynb",
         "Question 1.2: ResNet18 with triplet loss, Adam",
-        single("q1.2"),
+        with_tried,
         variant="adam",
         parity="odd",
         parameters=(("optimizer", "adam"),),
