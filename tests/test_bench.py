@@ -1,0 +1,116 @@
+"""The bench: what it measures, what it says of it, and the report that it writes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dlops import bench, export
+from dlops.experiment import DlopsError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "tiny-imagenet-200"
+    bench.make_images(folder, 40)
+    return bench.choose(folder, 40)
+
+
+def test_images_lie_in_the_layout_of_tiny_imagenet(images):
+    assert len(images) == 40
+    assert {path.parent.name for path in images} == {"images"}
+    assert len({path.parents[1] for path in images}) == bench.CLASSES
+    data = bench.read(images, 32)
+    assert tuple(data.train.shape) == (40, 3, 32, 32)
+    assert torch.bincount(data.train.labels).tolist() == [2] * bench.CLASSES
+    assert data.train.images.float().std() > 20  # not one colour
+
+
+def test_a_subset_takes_as_many_of_each_class(images):
+    folder = images[0].parents[3]
+    assert len(bench.choose(folder, 20)) == 20
+    assert len({path.parents[1] for path in bench.choose(folder, 20)}) == 20
+
+
+def test_rates_are_images_over_time(images, monkeypatch):
+    """Every step counts with its whole batch, and nothing else does."""
+    case = bench.Case("stride2", 32, 8)
+    ours = bench.Ours(case, bench.read(images, 32), CPU, "float32", resident=True)
+    steps = []
+    step = ours.run.optimizer.step
+    monkeypatch.setattr(ours.run.optimizer, "step", lambda: (steps.append(1), step()))
+    started = bench.time.perf_counter()
+    rate = ours.measure(0.2)
+    elapsed = bench.time.perf_counter() - started
+    assert rate == pytest.approx(8 * len(steps) / elapsed, rel=0.1)
+
+
+def test_operations_are_those_of_resnet18():
+    """1.81 GFLOP multiply-adds for ImageNet's size, as published; two operations each."""
+    assert bench.forward_flops(bench.Case("imagenet", 224, 1)) == pytest.approx(3.63e9, rel=0.01)
+
+
+def case(stem="imagenet", **best):
+    rates = {"a": 100.0, "b": 200.0, "c": 205.0, "d": 110.0, **best}
+    return {
+        "case": f"{stem}, 64 px, batch 128",
+        "stem": stem,
+        "size": 64,
+        "rates": {name: [value, value - 5] for name, value in rates.items()},
+        "ratios": {pair: rates[pair[0]] / rates[pair[2]] for pair in bench.GOALS},
+    }
+
+
+def test_findings_hold_each_ratio_against_its_goal():
+    said = bench.findings({"machine": {"device": "cpu"}, "cases": [case(), case("cifar")]})
+    assert "(b)/(a) is 2.00, at least the goal of 1.8" in said[0]
+    assert "(b)/(c) is 0.98, at least the goal of 0.95" in said[0]
+    assert "(b)/(a) is 2.00, below the goal of 2.2" in said[1]
+    assert "No GPU was measured" in said[-1]
+    said = bench.findings({"machine": {"device": "NVIDIA H100"}, "cases": [case()]})
+    assert "below the goal of 5" in said[0] and "below the goal of 2.5" in said[0]
+    assert not any("No GPU" in line for line in said)
+
+
+def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
+    monkeypatch.setattr(
+        bench,
+        "shares",
+        lambda images: [
+            {"images": n, "load": 0.1, "epoch": n / 1000, "peak_rss_mib": 300 + n}
+            for n in (10, 100, 1000)
+        ],
+    )
+    monkeypatch.setattr(bench, "start_up", lambda repeats: {"dlops --help": 0.5})
+    monkeypatch.setattr(bench, "matmul_flops", lambda device, precision: 1e11)
+    words = ["--images", "40", "--seconds", "0.01", "--repeats", "2", "--stems", "stride2"]
+    words += ["--size", "64", "--batch", "4", "--batches", "2", "4", "--points", "60"]
+    bench.main([*words, "--tsne", "--workers", "0", "--preset", "test", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "stride2, 64 px, batch 4" in printed and "b/a" in printed
+    place = Path(os.environ["DLOPS_REPORTS"]) / "test"
+    figures = json.loads((place / "speed" / "figures.json").read_text())
+    (found,) = figures["cases"]
+    assert {name: len(rates) for name, rates in found["rates"].items()} == dict.fromkeys("abcd", 2)
+    assert found["ratios"]["b/a"] == pytest.approx(found["best"]["b"] / found["best"]["a"])
+    assert figures["machine"]["torch"] == torch.__version__
+    assert [row["batch"] for row in figures["batches"]] == [2, 4]
+    assert figures["decode_rate"] > 0
+    page = (place / "speed.html").read_text()
+    assert "FAILED" not in page and f"{found['ratios']['b/a']:.2f}" in page
+    assert page.count("<figure") >= 3 and "noise in Tiny ImageNet" in page
+    index = export.index(place.parent).read_text()
+    assert "speed.html" in index
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--images", "40"], "fewer than a batch"), (["--repeats", "0"], "at least 1")],
+)
+def test_bad_words_are_one_sentence(words, says):
+    with pytest.raises(DlopsError, match=says):
+        bench.main([*words, "--device", "cpu"])
