@@ -86,8 +86,8 @@ def layer_losses(encoder: Result) -> None:
     ratio = end / start
     risen = ", ".join(str(layer) for layer in ratio.index[ratio >= 1])
     title = (
-        f"Validation loss falls at every layer, to {percent(ratio.min(), 0)} of its start in layer"
-        f" {ratio.idxmin()} and to {percent(ratio.max(), 0)} in layer {ratio.idxmax()}"
+        f"Validation loss falls at every layer, to {100 * ratio.min():.2g} % of its start in layer"
+        f" {ratio.idxmin()} and to {100 * ratio.max():.2g} % in layer {ratio.idxmax()}"
     )
     if risen:
         title = f"Validation loss does not fall in layer {risen}"
