@@ -1,0 +1,445 @@
+"""Fine-tuning: studies as lists of experiments, ImageNet's weights, parallel slots, findings."""
+
+import hashlib
+import json
+import math
+import pickle
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+
+from dlops import pretrained, study, sweeps
+from dlops.contest import Contest
+from dlops.experiment import DATASETS, DlopsError, Experiment
+from dlops.presets import PRESETS
+from dlops.series import SERIES, select
+from dlops.slots import Slots
+from dlops.store import Store
+from dlops.train import Network, run_all
+
+
+def small(**settings):
+    """A tenth of a second of training."""
+    base = Experiment.from_preset("lab3.source", "test", per_class=3, test_per_class=1, epochs=1)
+    return base.with_(keep="metrics", **settings)
+
+
+# Studies
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_study_is_a_list_of_experiments_around_one_setting(preset):
+    for name, headline in sweeps.headlines(preset).items():
+        plan = sweeps.sweep(headline, preset)
+        assert plan.base.with_(epochs=headline.schedule.epochs) == headline
+        assert len({e.id for e in plan.members}) == len(plan.members)
+        assert all(e.keep == "metrics" and e.parent == headline.parent for e in plan.members)
+        assert plan.base in plan.grid.values()
+        for attribute, values in plan.responses.items():
+            assert plan.base in values.values(), attribute
+            for value, experiment in values.items():
+                setting = attribute.split(",")[0]
+                assert sweeps.value_of(experiment, setting) == value
+                assert experiment.seed == headline.seed
+        wanted = sweeps.optimizer_study(f"lab3.{name}")(preset)
+        assert {headline.id, *(e.id for e in plan.members)} <= {e.id for e in wanted}
+        assert {e.id for e in wanted} <= {e.id for e in sweeps.comparison(preset)}
+
+
+@pytest.mark.parametrize("preset", ["quick", "lite", "full"])
+def test_the_studies_are_as_large_as_the_assignment_wants(preset):
+    plans = [sweeps.sweep(e, preset) for e in sweeps.headlines(preset).values()]
+    for plan in plans:
+        assert len(plan.seeds) == 3
+        assert len(plan.grid) == 9
+        for name, values in plan.responses.items():
+            flags = [isinstance(v, bool) for v in values]
+            assert len(values) >= (2 if all(flags) else 3), name
+    assert 60 <= sum(len(plan.members) for plan in plans) <= 80
+
+
+def test_changes_reach_every_member():
+    changed = sweeps.comparison("quick", seed=5, body_lr=0.1)
+    fine_tuned = [e for e in changed if e.parent]
+    assert {e.seed for e in fine_tuned} == {5, 6, 7}
+    assert all(e.model.body_lr == 0.1 for e in fine_tuned)
+
+
+def test_weights_decide_stem_and_input_size():
+    ours = Experiment.from_preset("lab3.adam", "lite")
+    assert ours.parent.data.name == "tiny-imagenet" and ours.parent.num_classes == 200
+    assert ours.model.stem == ours.parent.model.stem
+    assert ours.data.image_size is None and ours.parent.data.image_size == 32
+    stl = Experiment.from_preset("lab3.adam", "lite", data="stl10")
+    assert stl.data.image_size == 32
+    other = Experiment.from_preset("lab3.adam", "quick", weights="run:q1.1")
+    assert other.model.stem == other.parent.model.stem == "stride2"
+    assert Experiment.from_preset("lab3.adam", "full", weights="imagenet").model.stem == "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("preset", "roll", "names"),
+    [
+        ("quick", None, {"adam", "comparison"}),
+        ("quick", "8", {"adam", "comparison"}),
+        ("lite", None, {"adam-cifar100", "comparison-cifar100"}),
+        ("lite", "7", {"adam-stl10", "comparison-stl10"}),
+        ("original", None, {"adam-stl10", "comparison-stl10"}),
+        ("original", "8", {"adam-cifar100", "comparison-cifar100"}),
+    ],
+)
+def test_a_roll_number_picks_the_data_set(preset, roll, names):
+    chosen = select(["lab3.adam", "lab3.comparison"], roll, preset)
+    assert {report.name for report in chosen} == names
+
+
+def test_every_report_has_its_notebook_and_experiments():
+    for report in SERIES:
+        if report.assignment == "lab3":
+            assert all(report.wanted(preset) for preset in report.presets)
+
+
+# ImageNet's weights
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    """Writes a file of weights where they are looked for, and says that it is the published one."""
+
+    def write(content, checksum=None):
+        folder = tmp_path / "weights"
+        folder.mkdir(exist_ok=True)
+        path = folder / "resnet18-f37072fd.pth"
+        if isinstance(content, dict):
+            torch.save(content, path)
+        else:
+            path.write_bytes(content)
+        digest = checksum or hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        info = replace(pretrained.IMAGENET, checksum=f"sha256:{digest}")
+        monkeypatch.setattr(pretrained, "IMAGENET", info)
+        monkeypatch.setenv("DLOPS_DATA", str(tmp_path))
+        return path
+
+    return write
+
+
+def test_the_published_file_is_the_official_one():
+    assert pretrained.IMAGENET.url == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    assert pretrained.IMAGENET.checksum == "sha256:f37072fd"
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_imagenet_weights_give_torchvisions_outputs(imagenet, counters):
+    torch.manual_seed(3)
+    theirs = torchvision.models.resnet18()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as after training
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    state = theirs.state_dict()
+    if not counters:
+        state = {k: v for k, v in state.items() if "num_batches" not in k}
+    imagenet(state)
+    weights = pretrained.imagenet_weights()
+    network = Network(Experiment.from_preset("lab3.adam", "original", classes=7), (3, 64, 64))
+    ours = network.state_dict()
+    assert set(ours) <= set(weights)
+    mine = {name: torch.from_numpy(weights[name]) for name in ours if not network.is_new(name)}
+    network.load_state_dict({**ours, **mine})
+    images = torch.randn(4, 3, 64, 64)
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        embeddings, logits = network.eval()(images)
+        torch.testing.assert_close(embeddings, theirs.eval()(images), rtol=1e-5, atol=1e-5)
+    assert logits.shape == (4, 7)
+
+
+def test_wrong_checksum_is_refused_and_set_aside(imagenet):
+    path = imagenet(b"not what was published", checksum="f37072fd")
+    with pytest.raises(DlopsError, match=r"SHA256 checksum .* must have f37072fd.*set aside"):
+        pretrained.imagenet_weights()
+    assert not path.exists()
+    assert path.with_name(path.name + ".bad").read_bytes() == b"not what was published"
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_with_code_in_it_is_refused(imagenet, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    imagenet(pickle.dumps({"conv1.weight": Harmful()}))
+    with pytest.raises(DlopsError, match="does not hold weights"):
+        pretrained.imagenet_weights()
+    assert not (tmp_path / "harm").exists()
+
+
+def test_weights_are_fetched_once_and_verified(imagenet, tmp_path, monkeypatch):
+    from dlops import cli
+
+    source = tmp_path / "served"
+    source.mkdir()
+    (source / "resnet18-f37072fd.pth").write_bytes(b"weights")
+    handler = partial(SimpleHTTPRequestHandler, directory=source)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    path = imagenet(b"weights")
+    path.unlink()
+    url = f"http://127.0.0.1:{server.server_port}/resnet18-f37072fd.pth"
+    monkeypatch.setattr(pretrained, "IMAGENET", replace(pretrained.IMAGENET, url=url))
+    cli.data_fetch("imagenet-weights")
+    server.shutdown()
+    server.server_close()
+    assert path.read_bytes() == b"weights"
+    assert pretrained.fetch_imagenet() == path  # no server is needed any more
+    assert not list(path.parent.glob("*.part"))
+
+
+# Training many
+
+
+def test_an_interrupted_sweep_repeats_no_finished_run():
+    experiments = [small(lr=lr) for lr in (0.1, 0.01, 0.001)]
+    finished, trained = [], []
+
+    def stop_after_two(experiment, result):
+        finished.append(experiment.id)
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(experiments, on_result=stop_after_two)
+    times = {id_: (Store().root / id_ / "result.json").stat().st_mtime_ns for id_ in finished}
+    results = run_all(experiments, progress=lambda event: trained.append(event.get("experiment")))
+    assert [e.id for e in trained if e] == [e.id for e in experiments if e.id not in finished]
+    assert [r.id for r in results] == [e.id for e in experiments]
+    for id_, time in times.items():
+        assert (Store().root / id_ / "result.json").stat().st_mtime_ns == time
+
+
+TWENTY = """
+import json, os, sys
+from multiprocessing import get_context
+import torch
+torch.set_num_threads(1)
+from dlops import run
+from dlops.experiment import Experiment
+
+def ask(number, barrier, out):
+    source = Experiment.from_json(json.loads(sys.argv[1])).with_(keep="weights")
+    trained = []
+    barrier.wait()
+    result = run(source, progress=lambda event: trained.append("experiment" in event))
+    out.put((any(trained), result.id, (result.folder / "weights.npz").exists()))
+
+context = get_context("fork")
+barrier, out = context.Barrier(20), context.Queue()
+children = [context.Process(target=ask, args=(i, barrier, out)) for i in range(20)]
+for child in children: child.start()
+answers = [out.get(timeout=120) for _ in children]
+for child in children: child.join()
+print(json.dumps(answers))
+"""
+
+
+def test_twenty_that_ask_for_one_source_train_it_once():
+    source = small()
+    command = [sys.executable, "-c", TWENTY, json.dumps(source.to_json())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert len(answers) == 20
+    assert [trained for trained, _, _ in answers].count(True) == 1
+    assert {id_ for _, id_, _ in answers} == {source.id}
+    assert all(weights for _, _, weights in answers)
+
+
+def test_slots_train_in_parallel_and_tell_of_it():
+    source = small()
+    target = Experiment.from_flat(
+        {"weights": "run", "inverted": False}, defaults=source.settings, parent=source
+    )
+    wanted = [target.with_(seed=seed, keep="metrics") for seed in range(2)]
+    events, told = [], []
+    with Slots(2, events.append) as executor:
+        results = run_all(wanted, executor, on_result=lambda e, r: told.append(e.id))
+    assert [r.id for r in results] == [e.id for e in wanted]
+    assert told[0] == source.id and set(told[1:]) == {e.id for e in wanted}
+    began = [event for event in events if "experiment" in event]
+    assert sorted(event["experiment"].id for event in began) == sorted(told)
+    assert {event["slot"] for event in events} <= {0, 1}
+    assert all(r.provenance["threads"] == 1 for r in results)
+    history = results[0].history
+    for kind in ("gradient", "step", "moment"):
+        assert {f"{kind}_{stage}" for stage in study.STAGES} <= set(history)
+
+
+def test_no_slots_is_refused():
+    with pytest.raises(DlopsError, match="at least 1"):
+        Slots(0, print)
+
+
+# What studies say
+
+
+def fake(experiment, val, test=0.5, loss=1.0, step=0.01):
+    """A result as far as studies read it."""
+    rows = {f"step_{stage}": [step, step] for stage in study.STAGES}
+    rows |= {f"gradient_{stage}": [1.0, 2.0] for stage in study.STAGES}
+    rows |= {f"moment_{stage}": [0.1, 0.2] for stage in study.STAGES}
+    rows |= {"epoch": [1, 2], "val_top1": [val / 2, val], "train_loss": [2.0, loss]}
+    rows |= {"train_top1": [val, val]}
+    metrics = {
+        "val_top1": val,
+        "val_loss": loss,
+        "train_top1": min(1.0, val + 0.1),
+        "test_top1": test,
+        "test_top5": min(1.0, test + 0.3),
+        "test_images": 100,
+    }
+    return SimpleNamespace(
+        id=experiment.id,
+        experiment=experiment,
+        metrics=metrics,
+        history=pd.DataFrame(rows),
+        provenance={"val_images": 80, "train_images": 120},
+    )
+
+
+@pytest.fixture
+def plan():
+    return sweeps.sweep(Experiment.from_preset("lab3.adam", "quick"), "quick")
+
+
+def results_of(plan, **scores):
+    """Every member at 60 %, the seeds at 58, 60 and 62 %, those named by their change as given."""
+    results = {}
+    for e in plan.members:
+        val = 0.6 + 0.02 * (e.seed - 1) if e in plan.seeds else 0.6
+        results[e.id] = fake(e, val)
+    for change, score in scores.items():
+        name, value = change.rsplit("__", 1)
+        experiment = plan.base.with_(**{name: float(value.replace("m", "-"))})
+        results[experiment.id] = fake(experiment, score, test=1 - score, step=0.1)
+    return results
+
+
+def test_the_noise_floor_covers_seeds_and_images(plan):
+    found = study.Study(plan, results_of(plan))
+    p = (0.6 * 80 + 1) / 82
+    assert found.noise == pytest.approx(2 * math.sqrt(p * (1 - p) / 80))  # the images' is larger
+    wide = results_of(plan)
+    wide[plan.seeds[1].id] = fake(plan.seeds[1], 0.9)
+    spread = np.std([0.58, 0.9, 0.62], ddof=1)
+    assert study.Study(plan, wide).noise == pytest.approx(2 * spread)
+
+
+def test_what_lies_within_the_noise_is_said_to(plan):
+    said = study.Study(plan, results_of(plan)).findings()
+    (within,) = [s for s in said if s.startswith("Within the noise")]
+    assert all(name in within for name in plan.responses)
+    assert not any("matters" in s for s in said)
+    said = study.Study(plan, results_of(plan, beta1__0=0.1)).findings()
+    (matters,) = [s for s in said if "matters" in s]
+    assert "**beta1** matters: from 10.0 % at 0" in matters and "10 times larger" in matters
+    (within,) = [s for s in said if s.startswith("Within the noise")]
+    assert "beta1" not in within
+
+
+def test_settings_are_chosen_by_validation_never_by_test(plan):
+    results = results_of(plan, beta1__0=0.9, beta2__0=0.2)  # their test figures: 10 %, 80 %
+    results |= results_of(plan, **{"beta1__0": 0.9})
+    tuned = study.Study(plan, results).tuned
+    assert tuned.experiment.optimizer.beta1 == 0
+    tie = results_of(plan, beta1__0=0.9, **{"lr__1em4": 0.9})
+    tie[plan.base.with_(lr=1e-4).id].metrics["val_loss"] = 0.5
+    assert study.Study(plan, tie).tuned.experiment.optimizer.lr == 1e-4
+
+
+def test_a_member_that_diverged_is_told(plan):
+    results = results_of(plan, lr__1em3=0.9)
+    del results[plan.base.with_(lr=1e-4).id]
+    found = study.Study(plan, results)
+    assert math.isnan(found.score(plan.base.with_(lr=1e-4)))
+    assert any("0.0001 diverged" in s for s in found.findings())
+    found.show_responses()
+    found.show_grid()
+    found.show_table()
+    with pytest.raises(DlopsError, match="base setting"):
+        study.Study(plan, {})
+
+
+def test_a_diverged_member_is_not_trained_again():
+    member, other = small(lr=0.1), small(lr=0.01)
+    Store().fail(member, "The loss was not finite.")
+    results = study.collect([member, other])
+    assert set(results) == {other.id}
+    assert not study.failed(small(lr=0.1).with_(keep="arrays"))
+
+
+@pytest.fixture
+def contest(monkeypatch):
+    """A comparison in which Adagrad wins at 0.001, and RMSprop, clearly, when tuned."""
+    results = {}
+    for name, headline in sweeps.headlines("quick").items():
+        plan = sweeps.sweep(headline, "quick")
+        members = [*plan.members, *sweeps.fixed_rates(plan.base).values()]
+        for e in [*members, *sweeps.headline_seeds(headline, "quick"), *sweeps.start(headline)]:
+            results[e.id] = fake(e, 0.5, test=0.5)
+        if name == "adagrad":
+            results[plan.base.id] = fake(plan.base, 0.7, test=0.6, step=0.2)
+        if name == "rmsprop":
+            best = plan.base.with_(alpha=0.9)
+            results[best.id] = fake(best, 0.95, test=0.9)
+    monkeypatch.setattr(study, "collect", lambda experiments: results)
+    return Contest("quick")
+
+
+def test_the_comparison_ranks_by_validation_and_says_what_is_noise(contest):
+    assert contest.best("lr 0.001") == "adagrad"
+    assert contest.best("tuned") == "rmsprop"
+    assert contest.target == pytest.approx(0.9 * 0.95)
+    assert contest.epochs_to_target(contest.finished("tuned")["rmsprop"]) == 2
+    assert contest.epochs_to_target(contest.finished("tuned")["adam"]) is None
+    said = " ".join(contest.findings())
+    assert "Which one comes first depends on the setting" in said
+    assert "not reached by Adam, Adagrad and Adadelta" in said
+    assert "exceeds the noise" in contest._lead("tuned")
+    assert "cannot be told from it" in contest._lead("own default")
+    assert contest.headline()["Best when tuned"] == "RMSprop"
+    assert contest.within(0.01)["rmsprop"] == pytest.approx(1 / 15)
+
+
+def test_the_comparison_draws_what_it_says(contest):
+    for setting in contest.rows:
+        contest.show_curves(setting)
+    contest.show_scores()
+    contest.show_intervals("test_top5")
+    contest.show_headlines()
+    contest.show_sensitivity()
+    study.show_published(contest.finished("lr 0.001"))
+
+
+def test_limitations_name_the_weights():
+    provenance = {"val_images": 80, "train_images": 120}
+    stl = Experiment.from_preset("lab3.adam", "original")
+    ours = Experiment.from_preset("lab3.adam", "lite")
+    for experiment, words in ((stl, "taken from ImageNet"), (ours, "not ImageNet's")):
+        result = SimpleNamespace(
+            experiment=experiment, metrics={"test_images": 100}, provenance=provenance
+        )
+        assert any(words in sentence for sentence in study.limitations(result, 0.1))
+    assert DATASETS["stl10"].title in study.origin(stl) or "ImageNet" in study.origin(stl)
