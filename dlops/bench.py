@@ -463,7 +463,7 @@ def findings(figures: Figures) -> list[str]:
 
 def _table(frame: pd.DataFrame, caption: str) -> Any:
     form = "{:,.0f}".format, "{:.3g}".format
-    html = frame.to_html(index=False, border=0, float_format=lambda x: form[abs(x) < 100](x))
+    html = frame.to_html(index=False, border=0, float_format=lambda x: form[int(abs(x) < 100)](x))
     return new_output("display_data", data={"text/html": html}, metadata={"caption": caption})
 
 
