@@ -232,13 +232,13 @@ def test_a_published_result_is_read_when_the_store_has_none():
     assert status() == "complete"
 
 
-def test_publishing_again_changes_nothing():
+def test_publishing_again_replaces_the_copy():
     publish(save(), "lite")
     place = reports_root() / "lite" / "results"
     publish(save(metrics={"test_top1": 0.9}), "lite")
     assert [path.name for path in place.iterdir()] == [EXPERIMENT.id]
     record = json.loads((place / EXPERIMENT.id / "result.json").read_text())
-    assert record["metrics"] == {"test_top1": 0.5}
+    assert record["metrics"] == {"test_top1": 0.9}
 
 
 def test_the_store_comes_before_what_is_published():
