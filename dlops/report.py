@@ -521,9 +521,13 @@ def provenance(*results: Result) -> None:
             ),
         }
     frame = pd.DataFrame(rows)
-    if len(results) > 3:
-        frame = frame.T
-    table(frame.reset_index(names="identity"), "Provenance of the results.")
+    caption = "Provenance of the results."
+    if len(results) > 3:  # what all share once, the rest in a row each
+        same = frame.nunique(axis=1) == 1
+        shared = frame[same].iloc[:, :1].set_axis(["value"], axis=1)
+        table(shared.reset_index(names="shared by all"), "What the results share.")
+        frame, caption = frame[~same].T, "Provenance of each result."
+    table(frame.reset_index(names="identity"), caption)
     executed = f"{here['processor']}, Python {here['python']}, commit {_commit(here)}"
     display(Markdown(f"This notebook was executed on {executed}."))
 
