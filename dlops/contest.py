@@ -27,6 +27,11 @@ SETTINGS = tuple(WORDS)
 TARGET = 0.9  # of the best run's validation top-1: what "epochs to a target" counts to
 
 
+def times(ratio: float) -> str:
+    """How much larger, in words: "a factor of 2.3", "a factor of 2,300"."""
+    return f"a factor of {ratio:,.0f}" if ratio >= 10 else f"a factor of {ratio:.1f}"
+
+
 class Contest:
     """Every optimizer's study, and one result for each optimizer and setting of SETTINGS."""
 
@@ -91,10 +96,9 @@ class Contest:
         }
 
     def sources(self) -> list[Result]:
-        """The results that the main figures come from, each once."""
+        """The run that was started from, and the best tuned one."""
         first = [self.results[e.id] for e in sweeps.start(self.first)]
-        tuned = self.finished("tuned").values()
-        return list({r.id: r for r in (*first, *tuned)}.values())
+        return [*first, self.finished("tuned")[self.best("tuned")]]
 
     # Figures and tables
 
@@ -116,14 +120,15 @@ class Contest:
         """Every optimizer in every setting, as a table."""
         lines: list[tuple[Any, ...]] = []
         for setting, row in self.rows.items():
-            for name, result in row.items():
+            for place, (name, result) in enumerate(row.items()):
+                first = "" if place else setting
                 if result is None:
-                    lines.append((setting, OPTIMIZERS[name], "diverged", *["–"] * 4))
+                    lines.append((first, OPTIMIZERS[name], "diverged", *["–"] * 4))
                     continue
                 m, n = result.metrics, result.metrics["test_images"]
                 ranges = [interval(m[k], n) for k in ("test_top5", "test_top1")]
                 shares = [
-                    f"{100 * m[k]:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+                    f"{100 * m[k]:.1f}\u00a0({100 * low:.0f}\u2060–\u2060{100 * high:.0f})"
                     for k, (low, high) in zip(("test_top5", "test_top1"), ranges)
                 ]
                 e, base = result.experiment, self.studies[name].sweep.base
@@ -132,21 +137,21 @@ class Contest:
                 epoch = self.epochs_to_target(result)
                 lines.append(
                     (
-                        setting,
+                        first,
                         OPTIMIZERS[name],
                         words,
                         *shares,
                         f"{100 * m['val_top1']:.1f}",
-                        epoch or "not reached",
+                        epoch or "never",
                     )
                 )
         columns = ["setting", "optimizer", "attributes", "test top-5", "test top-1"]
-        columns += ["val. top-1", "epochs to target"]
+        columns += ["val. top-1", "epochs"]
         table(
             pd.DataFrame(lines, columns=columns),
             "All four in all three settings: accuracies in per cent, in brackets Wilson's 95 %"
-            " interval over the test images; tuned: the best of the study by validation. Target:"
-            f" a validation top-1 of {percent(self.target)}, 90 % of the best tuned run's.",
+            " interval over the test images; tuned: the best of the study by validation. Epochs:"
+            f" to a validation top-1 of {percent(self.target)}, 90 % of the best tuned run's.",
         )
 
     def show_intervals(self, metric: str = "test_top1") -> None:
@@ -162,6 +167,8 @@ class Contest:
         title = (
             f"Tuned, the four reach a test {words} between {percent(tuned[low])}"
             f" ({OPTIMIZERS[low]}) and {percent(tuned[high])} ({OPTIMIZERS[high]})"
+            if tuned[low] < tuned[high]
+            else f"Tuned, all four reach a test {words} of {percent(tuned[high])}"
         )
         show(
             plots.intervals(rows, title=title, xlabel=f"Test {words} accuracy"),
@@ -291,21 +298,26 @@ class Contest:
             )
         )
 
+    def clear(self, setting: str) -> bool:
+        """Whether the first of a setting leads the second by more than the noise."""
+        *_, second, best = sorted(r.metrics["val_top1"] for r in self.finished(setting).values())
+        return best - second > self.noise
+
     def _lead(self, setting: str) -> str:
         """Whether the first of a setting leads by more than the noise."""
         scores = {name: r.metrics["val_top1"] for name, r in self.finished(setting).items()}
         best = max(scores, key=scores.__getitem__)
-        near = [
-            OPTIMIZERS[name]
-            for name in scores
-            if name != best and scores[best] - scores[name] <= self.noise
-        ]
-        if near:
+        if not self.clear(setting):
+            near = [
+                OPTIMIZERS[name]
+                for name in scores
+                if name != best and scores[best] - scores[name] <= self.noise
+            ]
             return (
                 f"{list_of(near)} cannot be told from it: the difference on validation is within"
                 f" the noise of {points(self.noise)}."
             )
-        second = sorted(scores.values())[-2] if len(scores) > 1 else math.nan
+        second = sorted(scores.values())[-2]
         return (
             f"Its lead of {points(scores[best] - second)} on validation exceeds the noise of"
             f" {points(self.noise)}."
@@ -332,6 +344,7 @@ class Contest:
             said_.append(
                 f"Which one comes first depends on the setting: {list_of(pairs)}. A ranking at one"
                 " learning rate ranks that rate as much as the optimizers."
+                + ("" if any(map(self.clear, SETTINGS)) else " No lead exceeds the noise.")
             )
         spreads = {
             setting: max(scores) - min(scores)
@@ -355,7 +368,7 @@ class Contest:
         said_ = [
             "Why: at the same rate of 0.001 the first epoch's effective step (the weights'"
             f" relative change in one step) runs from {steps[low]:.1g} ({OPTIMIZERS[low]}) to"
-            f" {steps[high]:.1g} ({OPTIMIZERS[high]}), a factor of {steps[high] / steps[low]:.2g}:"
+            f" {steps[high]:.1g} ({OPTIMIZERS[high]}), {times(steps[high] / steps[low])}:"
             " one learning rate does not mean one size of step."
         ]
         tuned = {n: step_of(r) for n, r in self.finished("tuned").items()}
@@ -364,7 +377,7 @@ class Contest:
         closer = ratio < steps[high] / steps[low]
         said_.append(
             f"Tuned, they run from {tuned[small]:.1g} ({OPTIMIZERS[small]}) to {tuned[large]:.1g}"
-            f" ({OPTIMIZERS[large]}), a factor of {ratio:.2g}"
+            f" ({OPTIMIZERS[large]}), {times(ratio)}"
             + (
                 ": tuning brings the sizes of steps together, whichever rule makes them."
                 if closer
