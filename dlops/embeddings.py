@@ -198,11 +198,8 @@ def tried(results: list[Result]) -> None:
             }
         )
     best = max(results, key=lambda result: result.metrics["val_top1"])
-    which = (
-        "this report's" if best is results[0] else f"the one with {best.config['mining']} mining"
-    )
-    caption = "Settings tried, this report's first. Best on validation is " + which + "."
-    table(pd.DataFrame(rows), caption)
+    number = ["first", "second", "third", "fourth"][results.index(best)]
+    table(pd.DataFrame(rows), f"This report's settings first. Best on validation is the {number}.")
 
 
 def plane(results: Mapping[str, Result], names: Sequence[str]) -> None:
