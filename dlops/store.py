@@ -288,6 +288,8 @@ def publish(result: Result, preset: str) -> None:
     record = json.loads((temporary / "result.json").read_text(encoding="utf-8"))
     if record["keep"] == "weights":
         write_json(temporary / "result.json", {**record, "keep": "arrays"})
+    older = temporary.with_suffix(".old")
     if target.exists():  # trained again since
-        shutil.rmtree(target)
+        os.replace(target, older)
     os.replace(temporary, target)
+    shutil.rmtree(older, ignore_errors=True)
