@@ -188,7 +188,12 @@ def pretrain_end_to_end(
     """
     if decoders is None:
         hidden = model.activation
-        decoders = make_decoders(model, tied=tied, output=output, hidden=hidden)
+        decoders = make_decoders(
+            model,
+            tied=tied,
+            output=output,
+            hidden=hidden,
+        )
     train_part(model, decoders, slice(None), images, val_images, **training)
     return decoders
 

@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,11 +141,6 @@ def test_label_fraction_is_a_stratified_nested_share():
     assert set(tenth.labelled.tolist()) < set(half.labelled.tolist())
     counts = np.bincount(tenth.train.labels[tenth.labelled], minlength=10)
     assert np.allclose(counts, 13, atol=1)
-
-
-def test_unknown_name_is_one_sentence():
-    with pytest.raises(DlopsError, match="no data set 'mnist', only digits"):
-        load(replace(Data(), name="mnist"), seed=0)
 
 
 # Transforms

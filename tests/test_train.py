@@ -20,6 +20,15 @@ from dlops.experiment import RECIPE
 from dlops.store import Store
 from dlops.train import Network, Run, average, choose_device, lr_factor, make_optimizer
 
+
+@pytest.fixture(autouse=True)
+def interrupts_arrive():
+    """A shell's background job ignores Ctrl-C, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 TINY = {
     "data": "digits",
     "per_class": 3,
