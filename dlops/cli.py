@@ -127,8 +127,10 @@ def train(
         return
 
     options: dict[str, Any] = {"store": store, "device": device, "force": force}
-    many = jobs > 1 or len(missing) > FEW
-    with (Board if many else Watch)(console, len(missing)) as watch:
+    sources = [e.parent.with_(keep="weights") for e in missing if e.parent]
+    due = {e.id for e in missing} | {e.id for e in sources if not store.find(e)}
+    many = jobs > 1 or len(due) > FEW
+    with Board(console, due) if many else Watch(console, len(due)) as watch:
         from dlops.slots import Slots
         from dlops.train import run_all
 
@@ -221,12 +223,12 @@ class Watch:
 class Board:
     """Progress of many runs: a table that fills, above a bar for all and one for each slot."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, ids: set[str]) -> None:
         columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[say]}")
         self.bars = Progress(*columns, console=console, transient=True)
         self.console, self.began, self.count = console, time.monotonic(), 0
-        self.all = self.bars.add_task("all", total=total, say=f"0 of {total}")
-        self.total = total
+        self.ids, self.total = ids, len(ids)
+        self.all = self.bars.add_task("all", total=self.total, say=f"0 of {self.total}")
         self.slots: dict[int, Any] = {}
         self.base: Experiment | None = None
 
@@ -262,7 +264,9 @@ class Board:
         return ", ".join([experiment.title, *(f"{n} {v}" for n, v in changed.items())])
 
     def result(self, experiment: Experiment, result: Result | Exception) -> None:
-        """Add a row to the table."""
+        """Add a row to the table, unless it was in the store."""
+        if experiment.id not in self.ids:
+            return
         self.count += 1
         left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
         say = f"{self.count} of {self.total}, {duration(left)} left"

@@ -1,11 +1,8 @@
 """Fine-tuning: studies as lists of experiments, ImageNet's weights, parallel slots, findings."""
 
 import hashlib
-import json
 import math
 import pickle
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from functools import partial
@@ -23,9 +20,8 @@ from dlops.contest import Contest
 from dlops.experiment import DATASETS, DlopsError, Experiment
 from dlops.presets import PRESETS
 from dlops.series import SERIES, select
-from dlops.slots import Slots
 from dlops.store import Store
-from dlops.train import Network, run_all
+from dlops.train import Network
 
 
 def small(**settings):
@@ -206,90 +202,6 @@ def test_weights_are_fetched_once_and_verified(imagenet, tmp_path, monkeypatch):
     assert path.read_bytes() == b"weights"
     assert pretrained.fetch_imagenet() == path  # no server is needed any more
     assert not list(path.parent.glob("*.part"))
-
-
-# Training many
-
-
-def test_an_interrupted_sweep_repeats_no_finished_run():
-    experiments = [small(lr=lr) for lr in (0.1, 0.01, 0.001)]
-    finished, trained = [], []
-
-    def stop_after_two(experiment, result):
-        finished.append(experiment.id)
-        if len(finished) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_all(experiments, on_result=stop_after_two)
-    times = {id_: (Store().root / id_ / "result.json").stat().st_mtime_ns for id_ in finished}
-    results = run_all(experiments, progress=lambda event: trained.append(event.get("experiment")))
-    assert [e.id for e in trained if e] == [e.id for e in experiments if e.id not in finished]
-    assert [r.id for r in results] == [e.id for e in experiments]
-    for id_, time in times.items():
-        assert (Store().root / id_ / "result.json").stat().st_mtime_ns == time
-
-
-TWENTY = """
-import json, os, sys
-from multiprocessing import get_context
-import torch
-torch.set_num_threads(1)
-from dlops import run
-from dlops.experiment import Experiment
-
-def ask(number, barrier, out):
-    source = Experiment.from_json(json.loads(sys.argv[1])).with_(keep="weights")
-    trained = []
-    barrier.wait()
-    result = run(source, progress=lambda event: trained.append("experiment" in event))
-    out.put((any(trained), result.id, (result.folder / "weights.npz").exists()))
-
-context = get_context("fork")
-barrier, out = context.Barrier(20), context.Queue()
-children = [context.Process(target=ask, args=(i, barrier, out)) for i in range(20)]
-for child in children: child.start()
-answers = [out.get(timeout=120) for _ in children]
-for child in children: child.join()
-print(json.dumps(answers))
-"""
-
-
-def test_twenty_that_ask_for_one_source_train_it_once():
-    source = small()
-    command = [sys.executable, "-c", TWENTY, json.dumps(source.to_json())]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
-    assert len(answers) == 20
-    assert [trained for trained, _, _ in answers].count(True) == 1
-    assert {id_ for _, id_, _ in answers} == {source.id}
-    assert all(weights for _, _, weights in answers)
-
-
-def test_slots_train_in_parallel_and_tell_of_it():
-    source = small()
-    target = Experiment.from_flat(
-        {"weights": "run", "inverted": False}, defaults=source.settings, parent=source
-    )
-    wanted = [target.with_(seed=seed, keep="metrics") for seed in range(2)]
-    events, told = [], []
-    with Slots(2, events.append) as executor:
-        results = run_all(wanted, executor, on_result=lambda e, r: told.append(e.id))
-    assert [r.id for r in results] == [e.id for e in wanted]
-    assert told[0] == source.id and set(told[1:]) == {e.id for e in wanted}
-    began = [event for event in events if "experiment" in event]
-    assert sorted(event["experiment"].id for event in began) == sorted(told)
-    assert {event["slot"] for event in events} <= {0, 1}
-    assert all(r.provenance["threads"] == 1 for r in results)
-    history = results[0].history
-    for kind in ("gradient", "step", "moment"):
-        assert {f"{kind}_{stage}" for stage in study.STAGES} <= set(history)
-
-
-def test_no_slots_is_refused():
-    with pytest.raises(DlopsError, match="at least 1"):
-        Slots(0, print)
 
 
 # What studies say
