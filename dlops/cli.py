@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment
+from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment, choices
 from dlops.series import ASSIGNMENTS, Report, check_preset, select
 from dlops.store import Result, Store, project_root, publish, reports_root
 
@@ -69,7 +69,9 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise DlopsError(f"--set {pair!r} is not NAME=VALUE, for example --set lr=0.01.")
-        changes[name.strip()] = _value(text.strip())
+        value = _value(text.strip())
+        own = value is None and "none" in choices(name.strip())  # weights=none, augment=none
+        changes[name.strip()] = "none" if own else value
     return changes
 
 

@@ -267,6 +267,11 @@ def describe(name: str) -> str:
     return "the random seed" if name == "seed" else _FLAT[name][1].metadata["help"]
 
 
+def choices(name: str) -> tuple[Any, ...]:
+    """The words that the flat parameter `name` may be; none where it is a number, or unknown."""
+    return (_FLAT[name][1].metadata["choices"] or ()) if name in _FLAT else ()
+
+
 def _accepts(annotation: str, value: Any) -> bool:
     for kind in annotation.split(" | "):
         if kind == "None" and value is None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 
-from dlops import pretrained, study, sweeps
+from dlops import cli, pretrained, study, sweeps
 from dlops.contest import Contest
 from dlops.experiment import DATASETS, DlopsError, Experiment
 from dlops.presets import PRESETS
@@ -81,6 +81,12 @@ def test_weights_decide_stem_and_input_size():
     other = Experiment.from_preset("lab3.adam", "quick", weights="run:q1.1")
     assert other.model.stem == other.parent.model.stem == "stride2"
     assert Experiment.from_preset("lab3.adam", "full", weights="imagenet").model.stem == "imagenet"
+
+
+def test_no_weights_can_be_asked_for():
+    changes = cli.settings(["weights=none", "classes=none", "lr=0.1"])
+    assert changes == {"weights": "none", "classes": None, "lr": 0.1}
+    assert Experiment.from_preset("lab3.adam", "quick", **changes).parent is None
 
 
 @pytest.mark.parametrize(
@@ -181,8 +187,6 @@ def test_a_file_with_code_in_it_is_refused(imagenet, tmp_path):
 
 
 def test_weights_are_fetched_once_and_verified(imagenet, tmp_path, monkeypatch):
-    from dlops import cli
-
     source = tmp_path / "served"
     source.mkdir()
     (source / "resnet18-f37072fd.pth").write_bytes(b"weights")
