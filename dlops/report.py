@@ -478,8 +478,9 @@ def limitations(result: Result) -> list[str]:
             " works, and nothing of how well it does on photographs. The presets `lite` and `full`"
             " train on the real data."
         )
+    total = f"20 {e.data.labels}" if e.data.labels == "coarse" else info.num_classes
     cut = [
-        f"{e.data.classes} of {info.num_classes} classes" if e.data.classes else "",
+        f"{e.data.classes} of {total} classes" if e.data.classes else "",
         f"at most {e.data.per_class} training images a class" if e.data.per_class else "",
     ]
     if any(cut) and e.data.name != "digits":

@@ -456,7 +456,23 @@ def findings(runs: Runs, encoder: Result, deep: Result) -> list[str]:
         f" The auto-encoder trained end to end has {better}: {b['val_error'][-1]:.3g}.",
         verdict(runs, "layerwise", "none"),
         verdict(runs, "layerwise", "end-to-end"),
+        _memorised(runs),
     ]
+
+
+def _memorised(runs: Runs) -> str:
+    shares = {
+        start: [scores(runs, start, name=name).mean() for name in ("train_top1", "test_top1")]
+        for start in STARTS
+    }
+    words = [
+        f"{NAMES[start]} {percent(train)} and {percent(test)}"
+        for start, (train, test) in shares.items()
+    ]
+    return (
+        "How closely each start fits its training images, and what of that reaches new ones (mean"
+        f" top-1 on training and on test images, all labels): {', '.join(words)}."
+    )
 
 
 def limitations(runs: Runs) -> list[str]:
@@ -477,9 +493,16 @@ def limitations(runs: Runs) -> list[str]:
             f"{n} seeds tell only large differences for certain. Each seed draws its own validation"
             " images, starting weights and auto-encoders; the test images are the same."
         )
+    epochs = e.parent.schedule.epochs if e.parent else 0
+    said.append(
+        f"Layer by layer, each layer is pretrained for {epochs} epochs; end to end, all layers"
+        f" together are, for {epochs}. Every weight gets as many steps, but those of an early layer"
+        " learn a harder task end to end, and might need more."
+    )
     return said + [
-        "Each start is fine-tuned with the same settings, which were chosen for none of them in"
-        " particular; its own best settings could move each figure."
+        "Each start is fine-tuned with the same settings. Where they were tried out at all, on"
+        " validation images, it was with the layer-by-layer start; its own best settings could move"
+        " each figure.",
     ]
 
 
