@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from dlops import plots, report, sweeps
-from dlops.experiment import DATASETS, DlopsError, Experiment
+from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment
 from dlops.published import LAB3
 from dlops.report import percent, show, table
 from dlops.store import Result, Store
@@ -33,7 +33,9 @@ def collect(experiments: Iterable[Experiment]) -> dict[str, Result]:
     """
     from dlops.train import Diverged, run
 
-    wanted = list({e.id: e for e in experiments}.values())
+    asked = list(experiments)
+    most = {e.id: e for e in sorted(asked, key=lambda e: KEEP.index(e.keep))}
+    wanted = [most[name] for name in dict.fromkeys(e.id for e in asked)]
     results: dict[str, Result] = {}
     live = display(HTML(""), display_id=True, metadata={"live_only": True})
     rows: list[dict[str, Any]] = []
