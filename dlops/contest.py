@@ -179,16 +179,27 @@ class Contest:
     def show_curves(self, setting: str) -> None:
         """Loss and accuracy over the epochs of all four in one setting."""
         rows = self.finished(setting)
-        histories = {OPTIMIZERS[name]: r.history for name, r in rows.items()}
+        columns = {
+            "Training loss": "train_loss",
+            "Training top-1": "train_top1",
+            "Validation top-1": "val_top1",
+        }
+        panels = {
+            heading: {OPTIMIZERS[n]: r.history.set_index("epoch")[column] for n, r in rows.items()}
+            for heading, column in columns.items()
+        }
+        losses = pd.concat(panels["Training loss"].values())
+        log = ["Training loss"] if losses.max() > 100 * losses.min() > 0 else []
         best = self.best(setting)
         title = (
             f"{WORDS[setting]}, {OPTIMIZERS[best]} ends with the highest validation top-1,"
             f" {percent(rows[best].metrics['val_top1'])}"
         )
         show(
-            plots.compare_curves(histories, ["train_loss", "train_top1", "val_top1"], title=title),
+            plots.lines(panels, title=title, percent=list(columns)[1:], log=log),
             f"Training loss, training and validation top-1 after each epoch, {setting}.",
-            f"Three panels with a curve for each of {list_of(list(histories))}. {title}.",
+            f"Three panels with a curve for each of {list_of([OPTIMIZERS[n] for n in rows])}."
+            f" {title}.",
         )
 
     def show_headlines(self) -> None:
@@ -238,10 +249,13 @@ class Contest:
             shares = [(i + 0.5) / len(scores) * 100 for i in range(len(scores))]
             profiles[OPTIMIZERS[name]] = pd.Series(scores, index=shares)
         within = self.within(0.01)
-        most = max(within, key=within.__getitem__)
+        close = {name: self.within(s.noise)[name] for name, s in self.studies.items()}
+        most, least = max(close, key=close.__getitem__), min(close, key=close.__getitem__)
         title = (
-            f"{OPTIMIZERS[most]} has the largest share of settings within 1 point of its best:"
-            f" {percent(within[most], 0)}"
+            f"The noise does not tell {percent(close[most], 0)} of {OPTIMIZERS[most]}'s settings"
+            f" from its best, but only {percent(close[least], 0)} of {OPTIMIZERS[least]}'s"
+            if close[most] > close[least]
+            else f"The noise does not tell {percent(close[most], 0)} of the settings from the best"
         )
         heading = "Validation top-1"
         show(
@@ -260,7 +274,7 @@ class Contest:
                 OPTIMIZERS[name],
                 len(s.candidates),
                 percent(within[name], 0),
-                percent(self.within(s.noise)[name], 0),
+                percent(close[name], 0),
                 percent(self.within(0.01, grid=True)[name], 0),
                 next(iter(s.ranges)),
             )
@@ -417,7 +431,14 @@ class Contest:
         said_ = [
             f"Sensitivity: {percent(within[most], 0)} of the settings tried with"
             f" {OPTIMIZERS[most]} lie within 1 point of its best, {percent(within[least], 0)} with"
-            f" {OPTIMIZERS[least]}."
+            f" {OPTIMIZERS[least]}; within the noise of its best lie "
+            + list_of(
+                [
+                    f"{percent(self.within(s.noise)[name], 0)} ({OPTIMIZERS[name]})"
+                    for name, s in self.studies.items()
+                ]
+            )
+            + "."
         ]
         best = self.best("tuned")
         base = self.studies[best]

@@ -15,6 +15,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from dlops import plots, report, sweeps
 from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment
@@ -115,24 +116,25 @@ class Study:
 
     @cached_property
     def seed_scores(self) -> np.ndarray:
-        """Validation top-1 of the base setting's seeds."""
-        scores = np.array([self.score(e) for e in self.sweep.seeds])
-        return scores[np.isfinite(scores)]
+        """Test top-1 of the base setting's seeds: the test images are the same for all of them,
+        while the validation images are drawn by the seed."""
+        found = (self.results.get(e.id) for e in self.sweep.seeds)
+        return np.array([result.metrics["test_top1"] for result in found if result])
 
     @cached_property
     def noise(self) -> float:
         """The noise floor: two standard deviations, of the seeds or of a share of so many
         validation images, whichever is larger."""
         n = self.base.provenance["val_images"]
-        p = (self.seed_scores.mean() * n + 1) / (n + 2)
+        p = (self.base.metrics["val_top1"] * n + 1) / (n + 2)
         spread = self.seed_scores.std(ddof=1) if len(self.seed_scores) > 1 else 0.0
         return 2 * max(float(spread), math.sqrt(p * (1 - p) / n))
 
     @property
     def band(self) -> tuple[float, float]:
-        """The base setting's mean score, less and plus the noise floor."""
-        mean = float(self.seed_scores.mean())
-        return mean - self.noise, mean + self.noise
+        """The base setting's score, less and plus the noise floor."""
+        score = self.score(self.sweep.base)
+        return score - self.noise, score + self.noise
 
     @cached_property
     def candidates(self) -> list[Experiment]:
@@ -189,24 +191,23 @@ class Study:
     def show_responses(self, only: str | None = None) -> None:
         """Response curves of the attributes (or of one) against the noise floor."""
         panels = {
-            name: {
-                value: self.seed_scores if e.id == self.sweep.base.id else [self.score(e)]
-                for value, e in values.items()
-            }
+            name: {value: [self.score(e)] for value, e in values.items()}
             for name, values in self.sweep.responses.items()
             if only in (None, name)
         }
-        base = {name: value_of(self.sweep.base, name.split(",")[0]) for name in panels}
-        first = next(iter(self.ranges)) if only is None else only
-        clear = self.ranges[first] > self.noise
+        base = {name: value_of(self.sweep.base, self.sweep.setting_of(name)) for name in panels}
+        first = next(name for name in self.ranges if name in panels)
         title = (
-            f"{first}: its values lie {points(self.ranges[first])} apart in validation top-1,"
-            f" {'beyond' if clear else 'within'} the noise of {points(self.noise)}"
+            f"{first} moves validation top-1 by {points(self.ranges[first])}, more than the noise"
+            f" of {points(self.noise)}"
+            if self.ranges[first] > self.noise
+            else f"{'No attribute' if only is None else only} moves validation top-1 by more than"
+            f" the noise of {points(self.noise)}"
         )
         show(
             plots.responses(panels, base, self.band, title=title, ylabel="Validation top-1"),
-            "Validation top-1 after the last epoch, one attribute changed at a time. Dashes:"
-            " single seeds of the base setting; shaded: its noise floor.",
+            "Validation top-1 after the last epoch, one attribute changed at a time, with one seed."
+            " Shaded: as far from the base setting as noise alone may lead.",
             f"Response curves of {list_of(list(panels))} with {self.name}. {title}.",
         )
 
@@ -316,10 +317,11 @@ class Study:
 
     def _noise(self) -> list[str]:
         seeds = list_of([percent(s) for s in self.seed_scores])
-        n = self.base.provenance["val_images"]
+        n, images = self.base.provenance["val_images"], self.base.metrics["test_images"]
         return [
-            f"The noise floor: {len(self.seed_scores)} seeds of the base setting reach {seeds} of"
-            f" {n:,} validation images; differences below {points(self.noise)} mean nothing here."
+            f"The noise floor: {len(self.seed_scores)} seeds of the base setting reach {seeds} on"
+            f" the same {images:,} test images, and every choice rests on {n:,} validation images;"
+            f" differences below {points(self.noise)} mean nothing here."
         ]
 
     def _attributes(self) -> list[str]:
@@ -329,7 +331,7 @@ class Study:
             scores = {v: self.score(e) for v, e in values.items()}
             finite = {v: s for v, s in scores.items() if not math.isnan(s)}
             best, worst = max(finite, key=finite.__getitem__), min(finite, key=finite.__getitem__)
-            base = value_of(self.sweep.base, name.split(",")[0])
+            base = value_of(self.sweep.base, self.sweep.setting_of(name))
             gone = [_text(v) for v in scores if v not in finite]
             said_.append(
                 f"**{name}** matters: from {percent(finite[worst])} at {_text(worst)} to"
@@ -381,15 +383,20 @@ class Study:
         said_ = [text + (" It lies at the edge of the rates tried." if edge else "")]
         if close == self.grid.size:
             return [*said_, "So the grid says nothing of how the two attributes act together."]
-        best = {value: self.grid[value].idxmax() for value in self.grid.columns}
-        if len(set(best.values())) > 1:
-            pairs = [f"{_text(rate)} at {_text(value)}" for value, rate in best.items()]
+        best, crossed = self.grid.idxmax(), self.sweep.crossed
+        serves = (self.grid >= self.grid.max() - self.noise).all(axis=1)
+        if serves.any():
+            rates = list_of([_text(float(rate)) for rate in self.grid.index[serves]])
             said_.append(
-                f"The best learning rate moves with {self.sweep.crossed}: {list_of(pairs)}. The"
-                " two are tuned together, not one after the other."
+                f"Within the noise, a learning rate of {rates.replace(' and ', ' or ')} is as good"
+                f" as the best at every {crossed} tried."
             )
         else:
-            said_.append(f"The best learning rate is the same at every {self.sweep.crossed}.")
+            pairs = [f"{_text(rate)} at {_text(value)}" for value, rate in best.items()]
+            said_.append(
+                f"The best learning rate moves with {crossed}: {list_of(pairs)}. The two are tuned"
+                " together, not one after the other."
+            )
         return said_
 
     def _steps(self) -> list[str]:
@@ -409,10 +416,11 @@ class Study:
             ("smaller", [b for a, b in pairs if a < low]),
         ):
             if outside:
-                count = f"{len(outside)} setting{'s' if len(outside) > 1 else ''}"
+                several = len(outside) > 1
+                count = f"{len(outside)} settings" if several else "one setting"
                 said_.append(
-                    f"The {count} with {words} steps reached {percent(float(np.mean(outside)))} on"
-                    " average: "
+                    f"The {count} with {words} steps reached {percent(float(np.mean(outside)))}"
+                    f"{' on average' if several else ''}: "
                     + (
                         "the pretrained weights are overwritten before they can help."
                         if words == "larger"
@@ -472,6 +480,9 @@ def steps_figure(
         look: Any = {"color": plots.COLORS[i], "marker": plots.MARKERS[i], "s": 30, "zorder": 3}
         handles[name] = axes.scatter(*zip(*pairs), **look)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="Effective step (relative change of the weights)", ylabel="Validation top-1")
     plots._percent_axis(axes)
     plots._legend(figure, handles)

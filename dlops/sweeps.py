@@ -29,8 +29,8 @@ class Attribute:
 
     @property
     def name(self) -> str:
-        """What figures call it, e.g. "beta1" or "weight_decay, decoupled"."""
-        return ", ".join([self.setting, *(name for name, _ in self.also)])
+        """What figures call it, e.g. "beta1" or "decoupled decay"."""
+        return "decoupled decay" if self.also else self.setting
 
 
 ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
@@ -88,6 +88,11 @@ class Sweep:
     def crossed(self) -> str:
         """The attribute that the grid crosses with the learning rate."""
         return CROSSED[self.base.optimizer.name]
+
+    def setting_of(self, attribute: str) -> str:
+        """The setting that an attribute of `responses` changes."""
+        known = ATTRIBUTES[self.base.optimizer.name]
+        return next(a.setting for a in known if a.name == attribute)
 
     @property
     def members(self) -> list[Experiment]:
