@@ -76,7 +76,7 @@ DATASETS = {
 }
 
 # Bumped by hand when a change of a component moves numbers; part of every identity.
-RECIPE = {"data": 1, "resnet": 1, "losses": 1, "autoencoder": 1, "train": 1}
+RECIPE = {"data": 1, "resnet": 1, "losses": 1, "autoencoder": 1, "train": 2}
 
 KEEP = ("metrics", "arrays", "weights")  # what a result holds; each includes those before it
 

@@ -54,7 +54,11 @@ def write_json(path: Path, value: Any) -> None:
 @cache
 def code_hash(model: str) -> str:
     """A hash of the code that trains `model`: its syntax without docstrings and comments."""
-    network = ("resnet.py",) if model == "resnet18" else ("autoencoder.py", "pretraining.py")
+    network = (
+        ("resnet.py", "convolution.py")
+        if model == "resnet18"
+        else ("autoencoder.py", "pretraining.py")
+    )
     digest = hashlib.sha256()
     for name in ("data.py", "losses.py", "train.py", *network):
         tree = ast.parse((HERE / name).read_text(encoding="utf-8"))
@@ -260,7 +264,12 @@ class Store:
             "provenance": {**provenance, "code": code_hash(experiment.model.name)},
         }
         write_json(folder / "result.json", record)
-        for leftover in ("checkpoint.pt", "failed.json"):
+        leftovers = {"checkpoint.pt", "failed.json"}
+        if experiment.keep != "weights":  # of an older result that kept more
+            leftovers.add("weights.npz")
+        if experiment.keep == "metrics":
+            leftovers.add("arrays.npz")
+        for leftover in leftovers:
             (folder / leftover).unlink(missing_ok=True)
         return Result(folder)
 

@@ -163,7 +163,7 @@ def make_optimizer(experiment: Experiment, network: Network) -> torch.optim.Opti
     if o.name == "adagrad":
         attributes |= {"lr_decay": o.lr_decay}
         attributes |= {"initial_accumulator_value": o.initial_accumulator}
-        return torch.optim.Adagrad(groups, **attributes)
+        return torch.optim.Adagrad(groups, fused=True, **attributes)
     if o.name == "adadelta":
         return torch.optim.Adadelta(groups, rho=o.rho, **attributes)
     attributes |= {"alpha": o.alpha, "momentum": o.momentum, "centered": o.centered}
@@ -220,6 +220,14 @@ class Evaluation:
             return self.logits
         exact = "donot_use_mm_for_euclid_dist"
         return -torch.cdist(self.points, means, compute_mode=exact).nan_to_num(nan=torch.inf)
+
+    def held_out_scores(self, num_classes: int) -> Tensor:
+        """[N, C]: minus the distance to each class mean, made without the point itself."""
+        means, own = self.class_means(num_classes), self.labels[:, None]
+        count = torch.bincount(self.labels, minlength=num_classes)[own]
+        others = (count * means[self.labels] - self.points) / (count - 1).clamp(min=1)
+        distance = (self.points - others).norm(dim=1, keepdim=True)
+        return self.scores(means).scatter(1, own, -torch.where(count > 1, distance, torch.inf))
 
 
 def top(scores: Tensor, labels: Tensor, k: int) -> float:
@@ -305,7 +313,7 @@ class Run:
             **self.statistics,
         )
         rng = np.random.default_rng((experiment.seed, 11))
-        sample = np.sort(rng.permutation(len(data.train))[:SAMPLE])
+        sample = np.sort(rng.permutation(data.labelled)[:SAMPLE])
         self.sample = self.fixed(data.train, sample)
         self.val = self.fixed(data.val)
         self.test = self.fixed(data.test)
@@ -451,7 +459,8 @@ def evaluate(run: Run) -> tuple[dict[str, float], Evaluation]:
     means = sample.class_means(run.experiment.num_classes) if triplet else None
     row: dict[str, float] = {}
     for name, part in (("train", sample), ("val", val)):
-        scores = part.scores(means)
+        own = triplet and part is sample  # whose class means must not know the point
+        scores = part.held_out_scores(run.experiment.num_classes) if own else part.scores(means)
         with torch.no_grad():
             if triplet:  # over P x K groups of the split, the same after every epoch
                 groups = run.groups[name]
@@ -512,8 +521,7 @@ def train_classifier(
         if finished:
             row = end_epoch(run, started)
             progress({"epoch": run.epoch, "row": row})
-        last = run.epoch == run.experiment.schedule.epochs
-        if interrupt.is_set() or (not last and time.monotonic() - saved >= pause):
+        if interrupt.is_set() or time.monotonic() - saved >= pause:
             save_checkpoint(checkpoint, run.state())
             saved = time.monotonic()
         if interrupt.is_set():
@@ -689,9 +697,8 @@ def run(
         source = experiment.parent.with_(keep="weights")
         parent = run(source, store=store, device=device, progress=progress)
     with store.claim(experiment) as folder:
-        if force:
-            for leftover in folder.iterdir():
-                leftover.unlink()
+        if force:  # the old result stays until the new one replaces it
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
         elif result := store.get(experiment):  # another process finished it meanwhile
             return result
         return _train(experiment, store, folder, place, parent, progress)

@@ -60,6 +60,7 @@ def test_outputs_and_gradients_equal_torchvisions(dtype, tolerance, training):
     torch.testing.assert_close(out_ours, out_theirs, **close)
     torch.testing.assert_close(x_ours.grad, x_theirs.grad, **close)
     gradients = dict(theirs.named_parameters())
+    close["atol"] *= 5  # sums in another order, through twenty layers of batch normalisation
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name].grad, **close)
     for key, value in theirs.state_dict().items():  # batch norm's running statistics

@@ -197,6 +197,37 @@ def test_a_result_is_trained_once_and_again_by_force():
     assert watching.started == [stack().id] * 2
 
 
+def test_the_old_result_stays_until_a_forced_run_replaces_it(monkeypatch):
+    first = run(stack(keep="arrays"))
+
+    def breaks(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "final", breaks)
+        with pytest.raises(OSError):
+            run(stack(keep="arrays"), force=True)
+    assert numbers(Store().get(stack(keep="arrays"))) == numbers(first)
+    less = run(stack(keep="metrics"), force=True)
+    assert less.arrays == {} and less.keep == "metrics"
+
+
+def test_what_breaks_the_final_evaluation_costs_no_training(monkeypatch):
+    monkeypatch.setenv("DLOPS_CHECKPOINT_SECONDS", "0")
+
+    def breaks(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "final", breaks)
+        with pytest.raises(OSError):
+            run(stack())
+    watching = Watching()
+    resumed = run(stack(), progress=watching)
+    assert watching.epochs == []
+    assert numbers(resumed) == numbers(run(stack(), force=True))
+
+
 def test_a_result_that_keeps_too_little_is_trained_again():
     run(stack(keep="metrics"))
     result = run(stack(keep="arrays"))
@@ -420,7 +451,7 @@ def test_interrupts_are_left_alone_in_other_threads():
 # Golden ---------------------------------------------------------------------------------------
 
 ONE_STEP = {"batch_size": 20, "epochs": 2, "lr": 1e-4}  # an epoch, so that rounding cannot grow
-GOLDEN_RECIPE = {"data": 1, "resnet": 1, "losses": 1, "autoencoder": 1, "train": 1}
+GOLDEN_RECIPE = {"data": 1, "resnet": 1, "losses": 1, "autoencoder": 1, "train": 2}
 GOLDEN = {  # batch loss after no step and one, training loss, distances within and between classes
     "cross-entropy": (
         {**ONE_STEP, "label_smoothing": 0.1, "mix": 0.4, "augment": "crop"},
@@ -454,3 +485,32 @@ def test_numbers_move_only_with_the_recipe(name):
         result.metrics["between_class"],
     ]
     assert measured == pytest.approx(golden, rel=1e-4)
+
+
+# What accuracy on training images means ---------------------------------------------------------
+
+
+def test_a_points_own_class_mean_is_made_without_it():
+    evaluation = object.__new__(module.Evaluation)
+    generator = torch.Generator().manual_seed(0)
+    evaluation.normalize = False
+    evaluation.embeddings = torch.randn(12, 4, generator=generator)
+    evaluation.labels = torch.tensor([0] * 6 + [1] * 5 + [2])  # class 3 has no point, class 2 one
+    scores = evaluation.held_out_scores(4)
+    for point in range(12):
+        for c in range(4):
+            others = (evaluation.labels == c) & (torch.arange(12) != point)
+            mean = evaluation.embeddings[others].mean(dim=0)
+            wanted = -(evaluation.embeddings[point] - mean).norm() if others.any() else -torch.inf
+            torch.testing.assert_close(
+                scores[point, c].nan_to_num(), torch.as_tensor(wanted).nan_to_num()
+            )
+
+
+def test_training_accuracy_is_of_images_whose_labels_are_used():
+    experiment = tiny(label_fraction=0.3)
+    data = load(experiment.data, experiment.seed)
+    sample = module.Run(experiment, data, torch.device("cpu")).sample
+    assert 0 < len(data.labelled) < len(data.train)
+    seen = torch.cat([images for images, _ in sample.ordered(512)])
+    assert len(seen) == len(data.labelled)
