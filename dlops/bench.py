@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dlops import export, metrics, plots, train
-from dlops.data import Batches, DataSet, Split, _decode_paths, load
+from dlops.data import DataSet, Split, _decode_paths, load
 from dlops.experiment import Data, DlopsError, Experiment
 from dlops.fetch import where
 from dlops.resnet import ResNet18
@@ -101,10 +101,15 @@ def read(paths: Sequence[Path], size: int) -> DataSet:
         images = functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
     names = sorted({path.parent.parent.name for path in paths})
     labels = torch.tensor([names.index(path.parent.parent.name) for path in paths])
+    return resident(images, labels, len(names))
+
+
+def resident(images: Tensor, labels: Tensor, classes: int) -> DataSet:
+    """A data set of these training images; validation and test are its first."""
     whole, few = Split(images, labels), Split(images[:32], labels[:32])
-    rows = torch.arange(len(labels))
+    names, rows = tuple(map(str, range(classes))), torch.arange(len(labels))
     middle = (0.45,) * 3, (0.25,) * 3
-    return DataSet("bench", tuple(names), "", whole, few, few, None, rows, *middle)
+    return DataSet("bench", names, "", whole, few, few, None, rows, *middle)
 
 
 # The four variants ----------------------------------------------------------------------------
@@ -353,6 +358,7 @@ def start_up(repeats: int) -> dict[str, float]:
     commands = {
         "dlops --help": ["-m", "dlops.cli", "--help"],
         "dlops list": ["-m", "dlops.cli", "list"],
+        "dlops train, all in the store": ["-m", "dlops.cli", "train", "q1.1", "--roll-number", "1"],
         "import torch, for scale": ["-c", "import torch"],
     }
 
@@ -382,43 +388,57 @@ def analysis(points: int, tsne: Sequence[int]) -> dict[str, float]:
     return taken
 
 
-def share_cost(per_class: int | None, images: int) -> dict[str, float]:
-    """Time and memory of one epoch's input: of Tiny ImageNet, or of so many images of noise.
+def share_cost(per_class: int | None, images: int, seconds: float, device: str) -> dict[str, float]:
+    """Time and memory of one epoch: of Tiny ImageNet, or of so many images of noise.
 
+    The whole epoch is read and augmented, "input"; its training is taken from some seconds of it.
     Run in a process of its own, for its peak of memory.
     """
+    place = train.choose_device(device)
     started = time.perf_counter()
     if where("tiny-imagenet"):
-        split = load(Data("tiny-imagenet", per_class=per_class), 0).train
+        data = load(Data("tiny-imagenet", per_class=per_class), 0)
     else:
         pixels = torch.randint(0, 256, (images, 3, 64, 64), dtype=torch.uint8)
-        split = Split(pixels, torch.arange(images) % CLASSES)
+        data = resident(pixels, torch.arange(images) % CLASSES, CLASSES)
     loaded = time.perf_counter() - started
-    batches = Batches(
-        split,
-        (0.45,) * 3,
-        (0.25,) * 3,
-        batch_size=min(128, len(split)),
-        seed=0,
-        augment="crop-flip",
-    )
+    case = Case("imagenet", 64, min(128, len(data.train)))
+    ours = Ours(case, data, place, precision_of(place), False)
     started = time.perf_counter()
-    for _ in batches.epoch(0):
+    for _ in ours.run.train.epoch(0):
         pass
-    taken = {"images": len(split), "load": loaded, "epoch": time.perf_counter() - started}
-    return {**taken, **train.peak_memory(torch.device("cpu"))}
+    synchronize(place)
+    taken = {"images": len(data.train), "load": loaded, "input": time.perf_counter() - started}
+    ours.measure(0.0)
+    taken["epoch"] = len(data.train) / ours.measure(seconds)
+    return {**taken, **train.peak_memory(place)}
 
 
-def shares(images: int) -> list[dict[str, float]]:
+def shares(images: int, seconds: float, device: str) -> list[dict[str, float]]:
     """`share_cost` of 1, 10 and 100 %."""
     rows = []
     for percent, per_class in ((1, 5), (10, 50), (100, None)):
-        call = f"share_cost({per_class}, {max(CLASSES, images * percent // 100)})"
+        count = max(CLASSES, images * percent // 100)
+        call = f"share_cost({per_class}, {count}, {seconds}, {device!r})"
         code = f"import json; from dlops.bench import share_cost; print(json.dumps({call}))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         if done.returncode:
             raise DlopsError(f"The cost of {percent} % could not be measured: {done.stderr[-300:]}")
         rows.append({"percent": percent, **json.loads(done.stdout)})
+    return rows
+
+
+def precision_cost(seeds: int) -> list[dict[str, Any]]:
+    """Question 1.1 on digits in float32 and in bfloat16, from the store or trained."""
+    rows = []
+    for seed in range(seeds):
+        row: dict[str, Any] = {"seed": seed}
+        for precision in ("float32", "bfloat16"):
+            experiment = Experiment.from_preset(
+                "q1.1", preset="quick", seed=seed, precision=precision
+            )
+            row[precision] = train.run(experiment).metrics["test_top1"]
+        rows.append(row)
     return rows
 
 
@@ -429,8 +449,8 @@ def batch_costs(
     rows = []
     for size in sorted(sizes):
         repeated = torch.arange(size) % len(data.train)
-        images = Split(data.train.images[repeated], data.train.labels[repeated])
-        whole = replace(data, train=images)
+        images, labels = data.train.images[repeated], data.train.labels[repeated]
+        whole = resident(images, labels, len(data.class_names))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         ours = Ours(Case("imagenet", 64, size), whole, device, precision_of(device), True)
@@ -539,11 +559,16 @@ def report(figures: Figures, page: Path) -> None:
         ),
         text(
             "## What holds it back\n\nOperations of a training image (three forward passes'), and"
-            " how many a second a large matrix product reaches on the same device."
+            " how many a second a large matrix product reaches on the same device. Ours leaves"
+            " out, on a CPU, those of the last stages that fall on padding."
         ),
         cell(_table(floor, "Operations, and what of a matrix product's speed the loop reaches.")),
-        text("## Cost against size\n\nAn epoch's input, and the training loop by batch size."),
+        text(
+            "## Cost against size\n\nAn epoch of so many images (the input in whole, the training"
+            " from some seconds of it), and the training loop by batch size. Stem imagenet, 64 px."
+        ),
         cell(*_costs(figures)),
+        *_precisions(figures["precisions"]),
         text("## Start-up, decoding, and what is computed of embeddings"),
         cell(
             _table(
@@ -593,12 +618,34 @@ def report(figures: Figures, page: Path) -> None:
     export.export(notebook, page)
 
 
+def _precisions(rows: list[dict[str, Any]]) -> list[Any]:
+    if not rows:
+        return []
+    frame = pd.DataFrame(rows)
+    change = 100 * (frame["bfloat16"] - frame["float32"])
+    said = (
+        f"Over {len(rows)} seeds bfloat16 changes test top-1 by {change.mean():+.1f} points on"
+        f" average (from {change.min():+.1f} to {change.max():+.1f})."
+    )
+    return [
+        new_markdown_cell(
+            "## What mixed precision costs\n\nQuestion 1.1 on digits, the same runs but for the"
+            f" precision. {said}"
+        ),
+        new_code_cell(
+            "...",
+            outputs=[_table(frame, "Test top-1 in float32 and with bfloat16 autocast.")],
+            metadata={"tags": ["hide-input"]},
+        ),
+    ]
+
+
 def _costs(figures: Figures) -> list[Any]:
     outputs = []
     if rows := figures["shares"]:
         frame = pd.DataFrame(rows).set_index("images")
         panels = {
-            "Seconds of input an epoch": {"measured": frame["epoch"]},
+            "Seconds an epoch": {"training": frame["epoch"], "its input": frame["input"]},
             "Peak memory, MiB": {"measured": frame["peak_rss_mib"]},
         }
         growth = (frame["epoch"].iloc[-1] / frame["epoch"].iloc[0]) / (
@@ -613,8 +660,8 @@ def _costs(figures: Figures) -> list[Any]:
         outputs.append(
             _picture(
                 plots.lines(panels, title=title, xlabel="Images"),
-                "Time and memory of an epoch's input for 1, 10 and 100 % of the images.",
-                f"Two curves against the number of images. {title}.",
+                "Time and memory of an epoch for 1, 10 and 100 % of the images.",
+                f"Two panels of curves against the number of images. {title}.",
             )
         )
         outputs.append(_table(pd.DataFrame(rows), "Cost against the number of images."))
@@ -661,6 +708,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="*", type=int, default=[64, 128, 256, 512, 1024])
     parser.add_argument("--points", type=int, default=10_000, help="embeddings to analyse")
     parser.add_argument("--tsne", nargs="*", type=int, default=[500, 1000, 2000])
+    parser.add_argument("--seeds", type=int, default=3, help="of the comparison of precisions")
     parser.add_argument("--workers", type=int, help="of the DataLoader; default: one a core")
     parser.add_argument("--device", help="cpu or cuda; default: CUDA if there is one")
     parser.add_argument("--preset", default="quick", help="the folder of the report")
@@ -697,7 +745,8 @@ def main(words: Sequence[str] | None = None) -> None:
             "source": source,
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "batches": batch_costs(a.batches, small, device, a.seconds),
-            "shares": shares(a.images),
+            "shares": shares(a.images, a.seconds, device.type),
+            "precisions": precision_cost(a.seeds),
             "seconds": {**start_up(a.repeats), **analysis(a.points, a.tsne)},
             "decode_rate": decode_rate(paths, workers),
             "cases": [],

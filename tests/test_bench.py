@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,10 +81,21 @@ def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
     monkeypatch.setattr(
         bench,
         "shares",
-        lambda images: [
-            {"images": n, "load": 0.1, "epoch": n / 1000, "peak_rss_mib": 300 + n}
+        lambda images, seconds, device: [
+            {
+                "images": n,
+                "load": 0.1,
+                "input": n / 9000,
+                "epoch": n / 1000,
+                "peak_rss_mib": 300 + n,
+            }
             for n in (10, 100, 1000)
         ],
+    )
+    monkeypatch.setattr(
+        bench,
+        "precision_cost",
+        lambda seeds: [{"seed": n, "float32": 0.9, "bfloat16": 0.89} for n in range(seeds)],
     )
     monkeypatch.setattr(bench, "start_up", lambda repeats: {"dlops --help": 0.5})
     monkeypatch.setattr(bench, "matmul_flops", lambda device, precision: 1e11)
@@ -103,8 +115,30 @@ def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
     page = (place / "speed.html").read_text()
     assert "FAILED" not in page and f"{found['ratios']['b/a']:.2f}" in page
     assert page.count("<figure") >= 3 and "noise in Tiny ImageNet" in page
+    assert "bfloat16 changes test top-1 by -1.0 points" in page
     index = export.index(place.parent).read_text()
     assert "speed.html" in index
+
+
+def test_the_cost_of_a_share_is_of_one_epoch_of_it(monkeypatch):
+    monkeypatch.setattr(bench, "where", lambda name: None)
+    cost = bench.share_cost(None, 40, 0.01, "cpu")
+    assert cost["images"] == 40
+    assert 0 < cost["input"] < cost["epoch"]
+
+
+def test_both_precisions_train_the_same_runs(monkeypatch):
+    trained = []
+
+    def run(experiment):
+        trained.append(experiment)
+        top1 = 0.5 + 0.1 * (experiment.schedule.precision == "float32")
+        return SimpleNamespace(metrics={"test_top1": top1})
+
+    monkeypatch.setattr(bench.train, "run", run)
+    rows = bench.precision_cost(2)
+    assert rows == [{"seed": n, "float32": 0.6, "bfloat16": 0.5} for n in (0, 1)]
+    assert {e.with_(precision="float32").id for e in trained if e.seed == 1} == {trained[2].id}
 
 
 @pytest.mark.parametrize(
