@@ -16,16 +16,15 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*/*.ipynb))
 reports: $(VENV)/.dlops
 	$(BIN)/dlops run --preset quick
 
-# The notebooks run in one process and one store, in the order of their names: a comparison, which
-# comes last in its assignment, finds the results of the notebooks before it.
+# The notebooks share one store: what two of them need, one trains while the other waits for it.
 test: $(VENV)/.dlops-dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} DLOPS_PRESET=test DLOPS_STORE=$$store/results DLOPS_DATA=$$store/data \
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 DLOPS_PRESET=test DLOPS_STORE=$$store/results DLOPS_DATA=$$store/data \
+	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 
 lab: $(VENV)/.dlops
 	$(BIN)/python -m jupyterlab notebooks
