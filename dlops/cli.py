@@ -232,7 +232,7 @@ class Board:
         self.ids, self.total = ids, len(ids)
         self.all = self.bars.add_task("all", total=self.total, say=f"0 of {self.total}")
         self.slots: dict[int, Any] = {}
-        self.base: Experiment | None = None
+        self.bases: dict[tuple[str, ...], Experiment] = {}
 
     def __enter__(self) -> Board:
         head = f"{'run':>7}  {'val. top-1':>10}  {'test top-1':>10}  {'time':>9}  experiment"
@@ -258,10 +258,8 @@ class Board:
 
     def words(self, experiment: Experiment) -> str:
         """The experiment, and what it changes of the first one of its question."""
-        if self.base is None or self.base.title.split(",")[:3] != experiment.title.split(",")[:3]:
-            self.base = experiment
-            return experiment.title
-        old = self.base.settings
+        kind = tuple(experiment.title.split(",")[:3])  # loss, optimizer, data
+        old = self.bases.setdefault(kind, experiment).settings
         changed = {n: v for n, v in experiment.settings.items() if n != "seed" and old.get(n) != v}
         return ", ".join([experiment.title, *(f"{n} {v}" for n, v in changed.items())])
 

@@ -261,3 +261,13 @@ def test_a_changed_report_replaces_no_other():
 )
 def test_durations_in_words(seconds, words):
     assert cli.duration(seconds) == words
+
+
+def test_a_table_names_what_a_run_changes_when_optimizers_take_turns():
+    board = cli.Board(cli.console, set())
+    adam = Experiment.from_preset("lab3.adam", preset="test")
+    adagrad = Experiment.from_preset("lab3.adagrad", preset="test")
+    for first in (adam, adagrad):
+        assert board.words(first) == first.title
+    assert board.words(adam.with_(lr=0.5)).endswith(", lr 0.5")
+    assert board.words(adagrad.with_(eps=0.5)).endswith(", eps 0.5")
