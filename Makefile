@@ -14,7 +14,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*/*.ipynb))
 .DELETE_ON_ERROR:
 
 reports: $(VENV)/.dlops
-	$(BIN)/dlops run --preset quick
+	$(BIN)/dlops run --preset quick --jobs 2
 
 # The notebooks share one store: what two of them need, one trains while the other waits for it.
 test: $(VENV)/.dlops-dev

@@ -257,8 +257,9 @@ class Board:
             self.bars.update(task, completed=event["epoch"] + event["step"] / event["steps"])
 
     def words(self, experiment: Experiment) -> str:
-        """The experiment, and what it changes of the first one of its question."""
-        kind = tuple(experiment.title.split(",")[:3])  # loss, optimizer, data
+        """The experiment, and what it changes of the first one of its kind."""
+        title = experiment.title.split(",")[:3]  # loss, optimizer, data
+        kind = *title, experiment.model.weights, str(experiment.data.per_class)
         old = self.bases.setdefault(kind, experiment).settings
         changed = {n: v for n, v in experiment.settings.items() if n != "seed" and old.get(n) != v}
         return ", ".join([experiment.title, *(f"{n} {v}" for n, v in changed.items())])
