@@ -27,7 +27,9 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The convolution; on a CPU in float32, in the way that suits the map's size."""
+        """The convolution, in the way that suits the map's size; on CUDA and under autocast, and of
+        maps that are not square, torch's own.
+        """
         side, stride = max(images.shape[2:]), self.stride[0]
         square = images.shape[2] == images.shape[3]
         if images.is_cuda or not square or torch.is_autocast_enabled(images.device.type):

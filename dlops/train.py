@@ -222,7 +222,7 @@ class Evaluation:
         return -torch.cdist(self.points, means, compute_mode=exact).nan_to_num(nan=torch.inf)
 
     def held_out_scores(self, num_classes: int) -> Tensor:
-        """[N, C]: minus the distance to each class mean, made without the point itself."""
+        """[N, C]: minus the distance to each class mean; its own is made without the point."""
         means, own = self.class_means(num_classes), self.labels[:, None]
         count = torch.bincount(self.labels, minlength=num_classes)[own]
         others = (count * means[self.labels] - self.points) / (count - 1).clamp(min=1)

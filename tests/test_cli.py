@@ -265,6 +265,7 @@ def test_durations_in_words(seconds, words):
 
 def test_a_table_names_what_a_run_changes_when_optimizers_take_turns():
     board = cli.Board(cli.console, set())
+    board.words(Experiment.from_preset("q1.1", preset="test"))  # Adam on digits too
     adam = Experiment.from_preset("lab3.adam", preset="test")
     adagrad = Experiment.from_preset("lab3.adagrad", preset="test")
     for first in (adam, adagrad):
