@@ -35,7 +35,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dlops import export, metrics, plots, train
+from dlops import export, memory, metrics, plots, train
+from dlops.convolution import Conv3x3
 from dlops.data import DataSet, Split, _decode_paths, load
 from dlops.experiment import Data, DlopsError, Experiment
 from dlops.fetch import where
@@ -121,6 +122,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def plain_model(stem: str) -> ResNet18:
+    """ResNet18 with torch's own convolutions, as torchvision's has them."""
+    model = ResNet18(200, stem)
+    for module in model.modules():
+        if isinstance(module, Conv3x3):
+            module.forward = partial(nn.Conv2d.forward, module)  # type: ignore[method-assign]
+    return model
+
+
 class Ordinary:
     """The script of a tutorial: (a) with its input, (d) on one batch."""
 
@@ -150,7 +160,7 @@ class Ordinary:
             pin_memory=device.type == "cuda",
         )
         self.device = device
-        self.model = ResNet18(200, case.stem).to(device).train()
+        self.model = plain_model(case.stem).to(device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
         self.loss = nn.CrossEntropyLoss()
         self.one: tuple[Tensor, Tensor] | None = None
@@ -231,13 +241,15 @@ class Ours:
         started = time.perf_counter()
         timer = threading.Timer(seconds, stop.set)
         timer.start()
-        while not stop.is_set():
-            run.epoch, run.step = run.epoch + 1, 0
-            train.train_epoch(run, stop, lambda event: None)
-            steps += run.step
-        synchronize(run.device)
+        with memory.reused():
+            while not stop.is_set():
+                run.epoch, run.step = run.epoch + 1, 0
+                train.train_epoch(run, stop, lambda event: None)
+                steps += run.step
+            synchronize(run.device)
+            elapsed = time.perf_counter() - started
         timer.cancel()
-        return steps * run.experiment.schedule.batch_size / (time.perf_counter() - started)
+        return steps * run.experiment.schedule.batch_size / elapsed
 
 
 def precision_of(device: torch.device) -> str:
@@ -294,11 +306,11 @@ def compare(
 
 
 def forward_flops(case: Case) -> float:
-    """Floating-point operations of one image's forward pass."""
+    """Floating-point operations of one image's forward pass, by the definition."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ResNet18(200, case.stem).eval()(torch.zeros(1, 3, case.size, case.size))
+        plain_model(case.stem).eval()(torch.zeros(1, 3, case.size, case.size))
     return counter.get_total_flops()
 
 
@@ -411,12 +423,7 @@ def share_cost(per_class: int | None, images: int, seconds: float, device: str) 
     taken = {"images": len(data.train), "load": loaded, "input": time.perf_counter() - started}
     ours.measure(0.0)
     taken["epoch"] = len(data.train) / ours.measure(seconds)
-    taken |= train.peak_memory(place)
-    try:  # what getrusage tells begins with the peak of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        taken["peak_rss_mib"] = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except OSError:
-        pass
+    taken |= memory.peak(place)
     return taken
 
 
@@ -457,11 +464,10 @@ def batch_costs(
         repeated = torch.arange(size) % len(data.train)
         images, labels = data.train.images[repeated], data.train.labels[repeated]
         whole = resident(images, labels, len(data.class_names))
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        memory.reset_peak(device)
         ours = Ours(Case("imagenet", 64, size), whole, device, precision_of(device), True)
         ours.measure(0.0)
-        rows.append({"batch": size, "rate": ours.measure(seconds), **train.peak_memory(device)})
+        rows.append({"batch": size, "rate": ours.measure(seconds), **memory.peak(device)})
     return rows
 
 
@@ -782,7 +788,7 @@ def main(words: Sequence[str] | None = None) -> None:
                     lambda line: print("  ", line),
                 )
             )
-    figures["machine"] |= train.peak_memory(device)
+    figures["machine"] |= memory.peak(device)
     show(figures)
     place = reports_root() / a.preset
     write_json(place / "speed" / "figures.json", figures)

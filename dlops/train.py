@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlops import memory
 from dlops import metrics as measure
 from dlops.autoencoder import StackedClassifier
 from dlops.data import Batches, DataSet, Split, class_batches, load
@@ -163,7 +164,8 @@ def make_optimizer(experiment: Experiment, network: Network) -> torch.optim.Opti
     if o.name == "adagrad":
         attributes |= {"lr_decay": o.lr_decay}
         attributes |= {"initial_accumulator_value": o.initial_accumulator}
-        return torch.optim.Adagrad(groups, fused=True, **attributes)
+        fused = groups[0]["params"][0].device.type == "cpu"  # on a GPU only the newest torch has it
+        return torch.optim.Adagrad(groups, fused=fused, **attributes)
     if o.name == "adadelta":
         return torch.optim.Adadelta(groups, rho=o.rho, **attributes)
     attributes |= {"alpha": o.alpha, "momentum": o.momentum, "centered": o.centered}
@@ -651,19 +653,6 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """Peak resident memory of this process (where the system tells), and of the GPU, in MiB."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    unit = 1 if platform.system() == "Darwin" else 1024
-    peak = {"peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20}
-    if device.type == "cuda":
-        peak["peak_gpu_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return peak
-
-
 def _quiet(event: dict[str, Any]) -> None:
     pass
 
@@ -720,10 +709,10 @@ def _train(
 
     data = load(experiment.data, experiment.seed, progress=decoding)
     checkpoint = folder / "checkpoint.pt"
+    memory.reset_peak(device)
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
         torch.backends.cudnn.benchmark = True
-    with interruptible() as interrupt:
+    with memory.reused(), interruptible() as interrupt:
         try:
             if experiment.model.name == "autoencoder":
                 from dlops import pretraining
@@ -741,7 +730,7 @@ def _train(
     provenance = {
         **machine(device),
         **git_state(),
-        **peak_memory(device),
+        **memory.peak(device),
         "checksum": DATASETS[experiment.data.name].checksum,
         "train_images": len(data.train),
         "val_images": len(data.val),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dlops import convolution
 from dlops.convolution import Conv3x3
 
 SIDES = [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -12,7 +13,12 @@ SIDES = [1, 2, 3, 4, 5, 6, 7, 8, 9]
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_both_gradients_are_torchs(side, stride, layout):
+@pytest.mark.parametrize("many", [1, 99], ids=["many channels", "few channels"])
+def test_values_and_both_gradients_are_torchs(monkeypatch, side, stride, layout, many):
+    monkeypatch.setattr(convolution, "MANY_CHANNELS", many)
+    monkeypatch.setattr(convolution, "LARGE_SIDE", 7)
+    for part in ("TILED_PART", "COLUMNS_PART", "GRADIENT_PART"):
+        monkeypatch.setattr(convolution, part, 1500)  # parts of one image up to all three
     generator = torch.Generator().manual_seed(side)
     conv = Conv3x3(5, 7, stride).double().to(memory_format=layout)
     images = torch.randn(3, 5, side, side, generator=generator, dtype=torch.float64)

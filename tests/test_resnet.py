@@ -46,7 +46,7 @@ def test_outputs_and_gradients_equal_torchvisions(dtype, tolerance, training):
     theirs = resnet18(num_classes=7).to(dtype)
     for name, buffer in theirs.named_buffers():  # as after some training, so that eval mode counts
         if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand_like(buffer) + 0.5)
+            buffer.copy_(torch.rand_like(buffer) / 5 + 0.9 * name.endswith("var"))
     ours = ResNet18(7).to(dtype)
     ours.load_state_dict(theirs.state_dict())
     x_ours, x_theirs = (images(4, 64, dtype).requires_grad_() for _ in range(2))
@@ -60,9 +60,9 @@ def test_outputs_and_gradients_equal_torchvisions(dtype, tolerance, training):
     torch.testing.assert_close(out_ours, out_theirs, **close)
     torch.testing.assert_close(x_ours.grad, x_theirs.grad, **close)
     gradients = dict(theirs.named_parameters())
-    close["atol"] *= 5  # sums in another order, through twenty layers of batch normalisation
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name].grad, **close)
+    for name, parameter in ours.named_parameters():  # other sums, through twenty layers
+        wanted = gradients[name].grad
+        assert (parameter.grad - wanted).norm() < 5 * tolerance * wanted.norm(), name
     for key, value in theirs.state_dict().items():  # batch norm's running statistics
         torch.testing.assert_close(ours.state_dict()[key], value, **close)
 
