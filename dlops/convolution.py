@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 DENSE_SIDE = 2  # up to this side of the input, every output pixel sees every input pixel
-MANY_CHANNELS = 128  # from here on, tiles pay for all of the convolution
+MANY_CHANNELS, MANY_TILES = 128, 32  # from here on, tiles pay for all of the convolution
 LARGE_SIDE = 32  # from this side on, they pay for the gradient of the weights
 
 # Numbers that a part of the batch becomes, to stay in the CPU's cache.
@@ -65,7 +66,8 @@ class Conv3x3(nn.Conv2d):
             return super().forward(images)
         if side <= DENSE_SIDE:
             return _Dense.apply(images, self.weight, stride)
-        if stride == 1 and min(self.weight.shape[:2]) >= MANY_CHANNELS:
+        many = min(self.weight.shape[:2]) >= MANY_CHANNELS
+        if stride == 1 and many and len(images) * _tiles(side) ** 2 >= MANY_TILES:
             return _Tiled.apply(images, self.weight)
         if stride == 2 or side >= LARGE_SIDE:
             return _Direct.apply(images, self.weight, stride)
@@ -90,6 +92,7 @@ class _Tiled(torch.autograd.Function):
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, kernels, *tiled = ctx.saved_tensors
         back = torch.empty_like(images.permute(0, 2, 3, 1)) if ctx.needs_input_grad[0] else None
@@ -118,6 +121,7 @@ class _Direct(torch.autograd.Function):
         return functional.conv2d(images, weight, None, stride, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         stride, back, total = ctx.stride, None, None
@@ -164,6 +168,7 @@ class _Dense(torch.autograd.Function):
         return (pixels @ matrix.t()).view(batch, out, out, len(weight)).permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         pixels, matrix = ctx.saved_tensors
         batch, side, out_channels, in_channels = ctx.shape

@@ -16,6 +16,7 @@ SIDES = [1, 2, 3, 4, 5, 6, 7, 8, 9]
 @pytest.mark.parametrize("many", [1, 99], ids=["many channels", "few channels"])
 def test_values_and_both_gradients_are_torchs(monkeypatch, side, stride, layout, many):
     monkeypatch.setattr(convolution, "MANY_CHANNELS", many)
+    monkeypatch.setattr(convolution, "MANY_TILES", 3)
     monkeypatch.setattr(convolution, "LARGE_SIDE", 7)
     for part in ("TILED_PART", "COLUMNS_PART", "GRADIENT_PART"):
         monkeypatch.setattr(convolution, part, 1500)  # parts of one image up to all three
@@ -75,3 +76,12 @@ def test_autocast_computes_in_bfloat16(side):
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     assert conv.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("channels", "side", "stride"), [(3, 2, 1), (128, 24, 1), (3, 4, 2)])
+def test_a_gradient_of_the_gradient_is_refused(channels, side, stride):
+    conv = Conv3x3(channels, channels, stride)
+    images = torch.randn(1, channels, side, side, requires_grad=True)
+    (gradient,) = torch.autograd.grad(conv(images).square().sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
