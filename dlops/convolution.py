@@ -9,13 +9,11 @@ The values are those of `nn.Conv2d`, rounding aside: of float32's seven decimals
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 DENSE_SIDE = 2  # up to this side of the input, every output pixel sees every input pixel
@@ -57,18 +55,19 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride, 1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The convolution, in the way that suits its size; torch's own on a GPU, under autocast,
-        and of maps that are not square.
+        """The convolution, in the way that suits its size; torch's own on a GPU, in 16 bits, and
+        of maps that are not square.
         """
         side, stride = images.shape[2], self.stride[0]
-        square = side == images.shape[3]
-        if images.device.type != "cpu" or not square or torch.is_autocast_enabled("cpu"):
+        suits = side == images.shape[3] and images.dtype.itemsize >= 4 and stride <= 2
+        if images.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not suits:
             return super().forward(images)
         if side <= DENSE_SIDE:
             return _Dense.apply(images, self.weight, stride)
         many = min(self.weight.shape[:2]) >= MANY_CHANNELS
         if stride == 1 and many and len(images) * _tiles(side) ** 2 >= MANY_TILES:
-            return _Tiled.apply(images, self.weight)
+            learns = torch.is_grad_enabled() and self.weight.requires_grad
+            return _Tiled.apply(images, self.weight, learns)
         if stride == 2 or side >= LARGE_SIDE:
             return _Direct.apply(images, self.weight, stride)
         return super().forward(images)
@@ -78,36 +77,38 @@ class _Tiled(torch.autograd.Function):
     """The convolution with stride 1 in tiles of 4x4 pixels, each from the 6x6 that it sees."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
-        batch, _, side, _ = images.shape
+    def forward(ctx: Any, images: Tensor, weight: Tensor, learns: bool) -> Tensor:
+        batch, in_channels, side, _ = images.shape
         kernels, tiled = _kernels(weight), []
         out = images.new_empty(batch, side, side, len(weight))
         for part in _parts(batch, _numbers(images, len(weight)), TILED_PART):
             windows = _windows(images[part])
             products = torch.bmm(windows, kernels.transpose(1, 2))
             _join(_both(RESULT, images) @ products.flatten(1), out[part])
-            if ctx.needs_input_grad[1]:
+            if learns:
                 tiled.append(windows)
-        ctx.save_for_backward(images, kernels, *tiled)
+        ctx.save_for_backward(kernels, *tiled)
+        ctx.shape = batch, side, side, in_channels
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, kernels, *tiled = ctx.saved_tensors
-        back = torch.empty_like(images.permute(0, 2, 3, 1)) if ctx.needs_input_grad[0] else None
-        total = torch.zeros_like(kernels) if ctx.needs_input_grad[1] else None
-        parts = _parts(len(images), _numbers(images, gradient.shape[1]), TILED_PART)
+        _refuse_twice()
+        kernels, *tiled = ctx.saved_tensors
+        back = gradient.new_empty(ctx.shape) if ctx.needs_input_grad[0] else None
+        total = torch.zeros_like(kernels) if tiled else None
+        parts = _parts(len(gradient), _numbers(gradient, ctx.shape[3]), TILED_PART)
         for i, part in enumerate(parts):
             products = _products(gradient[part])
             if total is not None:
                 total.baddbmm_(products.transpose(1, 2), tiled[i])
             if back is not None:
                 windows = torch.bmm(products, kernels).flatten(1)
-                _overlay(_both(PIXELS, images).t() @ windows, back[part])
+                _overlay(_both(PIXELS, gradient).t() @ windows, back[part])
         return (
             None if back is None else back.permute(0, 3, 1, 2),
             None if total is None else _taps(total),
+            None,
         )
 
 
@@ -121,7 +122,6 @@ class _Direct(torch.autograd.Function):
         return functional.conv2d(images, weight, None, stride, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         stride, back, total = ctx.stride, None, None
@@ -168,8 +168,8 @@ class _Dense(torch.autograd.Function):
         return (pixels @ matrix.t()).view(batch, out, out, len(weight)).permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_twice()
         pixels, matrix = ctx.saved_tensors
         batch, side, out_channels, in_channels = ctx.shape
         gradient = gradient.permute(0, 2, 3, 1).flatten(1)
@@ -191,6 +191,12 @@ def _seen(side: int, stride: int) -> list[tuple[slice, slice]]:
     return [(y, x) for y in rows for x in rows]
 
 
+def _refuse_twice() -> None:
+    """What a backward pass starts from here is not what depends on the weights."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("Conv3x3 has no gradient of its gradient; leave out create_graph.")
+
+
 def _parts(batch: int, numbers: int, limit: int) -> Iterator[slice]:
     """The batch in parts of at most about `limit` numbers, where an image becomes so many."""
     step = max(1, round(limit / numbers))
@@ -206,15 +212,10 @@ def _tiles(side: int) -> int:
     return -(-side // TILE)
 
 
-@cache
-def _square(matrix: tuple[tuple[float, ...], ...], dtype: torch.dtype) -> Tensor:
-    once = torch.tensor(matrix, dtype=torch.float64)
-    return torch.kron(once, once).to(dtype)
-
-
 def _both(matrix: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
     """The matrix applied to rows and to columns, as one."""
-    return _square(matrix, like.dtype)
+    once = torch.tensor(matrix, dtype=torch.float64, device="cpu")
+    return torch.kron(once, once).to(like.dtype)
 
 
 def _kernels(weight: Tensor) -> Tensor:

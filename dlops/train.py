@@ -702,6 +702,7 @@ def _train(
     progress: Progress,
 ) -> Result:
     began = time.perf_counter()
+    memory.reset_peak(device)
     progress({"experiment": experiment, "epochs": experiment.schedule.epochs})
 
     def decoding(done: int, total: int) -> None:
@@ -709,7 +710,6 @@ def _train(
 
     data = load(experiment.data, experiment.seed, progress=decoding)
     checkpoint = folder / "checkpoint.pt"
-    memory.reset_peak(device)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     with memory.reused(), interruptible() as interrupt:

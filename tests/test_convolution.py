@@ -1,5 +1,7 @@
 """Convolutions of small maps against torch's own, forward and backward."""
 
+import weakref
+
 import pytest
 import torch
 from torch.nn import functional
@@ -53,24 +55,67 @@ def test_maps_that_are_not_square_and_empty_batches(shape):
     torch.testing.assert_close(conv(images), functional.conv2d(images, conv.weight, None, 1, 1))
 
 
-@pytest.mark.parametrize("side", [2, 4])
-def test_input_that_needs_no_gradient_gets_none(side):
-    conv, images = Conv3x3(3, 4), torch.randn(2, 3, side, side)
+WAYS = {  # channels, side, stride that take each
+    "torch": (3, 8, 1),
+    "dense": (3, 2, 1),
+    "tiled": (128, 24, 1),
+    "tiles for the weights": (3, 32, 1),
+    "columns for the weights": (3, 4, 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_gradient_of_the_gradient_is_right_or_refused(way, linear):
+    channels, side, stride = WAYS[way]
+    conv = Conv3x3(channels, channels, stride).double()
+    images = torch.randn(1, channels, side, side, dtype=torch.float64, requires_grad=True)
+
+    def second(out):
+        out = out.sum() if linear else out.square().sum()
+        (gradient,) = torch.autograd.grad(out, images, create_graph=True)
+        return torch.autograd.grad(
+            gradient.square().sum() + conv.weight.square().sum(), conv.weight
+        )
+
+    if way in ("dense", "tiled"):
+        with pytest.raises(RuntimeError, match="create_graph"):
+            second(conv(images))
+        return
+    theirs = functional.conv2d(images, conv.weight, None, stride, 1)
+    torch.testing.assert_close(second(conv(images)), second(theirs))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("learns", [(True, False), (False, True)], ids=["images", "weights"])
+def test_only_what_learns_gets_a_gradient(way, learns):
+    channels, side, stride = WAYS[way]
+    conv, images = Conv3x3(channels, channels, stride), torch.randn(2, channels, side, side)
+    images.requires_grad_(learns[0])
+    conv.requires_grad_(learns[1])
     conv(images).square().sum().backward()
-    assert images.grad is None
-    assert conv.weight.grad is not None
+    assert (images.grad is not None, conv.weight.grad is not None) == learns
 
 
-@pytest.mark.parametrize("side", [2, 4])
-def test_frozen_weights_let_the_gradient_through(side):
-    conv, images = Conv3x3(3, 4).requires_grad_(False), torch.randn(2, 3, side, side)
-    conv(images.requires_grad_()).square().sum().backward()
-    assert images.grad is not None and conv.weight.grad is None
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("batch", [0, 1])
+def test_16_bits_other_strides_and_empty_batches_are_torchs(way, batch):
+    channels, side, stride = WAYS[way]
+    images = torch.randn(batch, channels, side, side)
+    for conv, x in [
+        (Conv3x3(channels, 4, stride), images[:0]),
+        (Conv3x3(channels, 4, 3), images),
+        (Conv3x3(channels, channels, stride).bfloat16(), images.bfloat16()),
+    ]:
+        wanted = functional.conv2d(x, conv.weight, None, conv.stride, 1)
+        torch.testing.assert_close(conv(x), wanted, rtol=0, atol=0)
+        conv(x).sum().backward()
 
 
-@pytest.mark.parametrize("side", [2, 4, 8])
-def test_autocast_computes_in_bfloat16(side):
-    conv, images = Conv3x3(3, 4), torch.randn(2, 3, side, side)
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast_computes_in_bfloat16(way):
+    channels, side, stride = WAYS[way]
+    conv, images = Conv3x3(channels, channels, stride), torch.randn(2, channels, side, side)
     with torch.autocast("cpu", torch.bfloat16):
         out = conv(images)
     assert out.dtype == torch.bfloat16
@@ -78,10 +123,31 @@ def test_autocast_computes_in_bfloat16(side):
     assert conv.weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("channels", "side", "stride"), [(3, 2, 1), (128, 24, 1), (3, 4, 2)])
-def test_a_gradient_of_the_gradient_is_refused(channels, side, stride):
-    conv = Conv3x3(channels, channels, stride)
-    images = torch.randn(1, channels, side, side, requires_grad=True)
-    (gradient,) = torch.autograd.grad(conv(images).square().sum(), images, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+def test_tracing_leaves_no_fake_numbers_behind():
+    conv, images = Conv3x3(128, 128), torch.randn(2, 128, 16, 16)
+    wanted = conv(images)
+    torch.export.export(conv, (images,))
+    torch.testing.assert_close(conv(images), wanted)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_nothing_is_kept_for_them(monkeypatch, mode):
+    monkeypatch.setattr(convolution, "TILED_PART", 1)
+    alive, spread = [], convolution._windows
+
+    def windows(images):
+        found = spread(images)
+        alive.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(convolution, "_windows", windows)
+    join = convolution._join
+    most = []
+    monkeypatch.setattr(
+        convolution,
+        "_join",
+        lambda *a: (most.append(sum(r() is not None for r in alive)), join(*a)),
+    )
+    with mode():
+        Conv3x3(128, 128)(torch.randn(4, 128, 16, 16))
+    assert most == [1, 1, 1, 1]
