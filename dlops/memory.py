@@ -20,17 +20,17 @@ def reused() -> Iterator[None]:
     """Let the C library keep freed memory for the next step, where it is glibc.
 
     Otherwise it gives every tensor of more than 32 MiB back to the system and gets it again a page
-    at a time, which costs a step on large maps about a tenth. At the end all goes back.
+    at a time. What is free at the end goes back. Not to be nested.
     """
     library: Any = ctypes.CDLL(None) if platform.system() == "Linux" else None
-    if not hasattr(library, "mallopt"):
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
         yield
         return
     library.mallopt(MMAP_MAX, 0)
     library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
-    finally:  # where glibc's own adjustment ends with large tensors
+    finally:  # what glibc's own adjustment comes to with large tensors
         library.mallopt(MMAP_MAX, 65536)
         library.mallopt(MMAP_THRESHOLD, 2**25)
         library.mallopt(TRIM_THRESHOLD, 2**26)
