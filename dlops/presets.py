@@ -232,7 +232,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "per_class": 20,
             "val_fraction": 0.4,
             "test_per_class": 12,
-            "epochs": 3,
+            "epochs": 2,
             "batch_size": 20,
         },
         "lite": {
