@@ -515,7 +515,8 @@ def findings(figures: Figures) -> list[str]:
         for pair, (by_stem, on_gpu) in GOALS.items():
             goal = on_gpu if gpu else by_stem.get(case["stem"])
             ratio = case["ratios"][pair]
-            text = f"({pair[0]})/({pair[2]}) is {ratio:.2f}"
+            medians = case["median"][pair[0]] / case["median"][pair[2]]
+            text = f"({pair[0]})/({pair[2]}) is {ratio:.2f} ({medians:.2f} of the medians)"
             if goal and case["size"] == 64:
                 text += f", {'at least' if ratio >= goal else 'below'} the goal of {goal:g}"
             if goal and ratio < goal and pair == "b/a":

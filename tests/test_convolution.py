@@ -1,4 +1,4 @@
-"""Convolutions of small maps against torch's own, forward and backward."""
+"""3x3 convolutions against torch's own, forward and backward, each way that they can go."""
 
 import weakref
 
