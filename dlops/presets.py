@@ -233,7 +233,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "val_fraction": 0.4,
             "test_per_class": 12,
             "epochs": 2,
-            "batch_size": 20,
+            "batch_size": 24,
         },
         "lite": {
             "data": "cifar100",
