@@ -572,7 +572,7 @@ def report(figures: Figures, page: Path) -> None:
             {
                 "case": case["case"],
                 **{
-                    VARIANTS[n]: f"{case['best'][n]:,.0f} ({case['median'][n]:,.0f})"
+                    VARIANTS[n]: f"{_rate(case['best'][n])} ({_rate(case['median'][n])})"
                     for n in VARIANTS
                 },
                 **{p: case["ratios"][p] for p in GOALS},
@@ -591,11 +591,14 @@ def report(figures: Figures, page: Path) -> None:
                     f"share of it, ({name})": f"{100 * share:.0f} %"
                     for name, share in case["share_of_matmul"].items()
                 },
-                **{
-                    f"peak memory, MiB, ({name})": f"{peak:,.0f}" if peak else "not told"
-                    for name, peak in case["peak_mib"].items()
-                },
             }
+            for case in cases
+        ]
+    )
+    peaks = pd.DataFrame(
+        [
+            {"case": case["case"]}
+            | {VARIANTS[n]: f"{peak:,.0f}" if peak else "" for n, peak in case["peak_mib"].items()}
             for case in cases
         ]
     )
@@ -622,8 +625,9 @@ def report(figures: Figures, page: Path) -> None:
         cell(
             _table(
                 floor,
-                "Operations, the share of a matrix product's speed that each way reaches, memory.",
-            )
+                "Operations, and the share of a matrix product's speed that each way reaches.",
+            ),
+            _table(peaks, "Peak memory of each way's process, or on a GPU there, in MiB."),
         ),
         text(
             "## Cost against size\n\nAn epoch of so many images (the input in whole, the training"
@@ -746,11 +750,15 @@ def _costs(figures: Figures) -> list[Any]:
     return outputs
 
 
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 100 else f"{images:.1f}"
+
+
 def show(figures: Figures) -> None:
     """Print the table."""
     print(f"{'case':<28}" + "".join(f"{name:>16}" for name in VARIANTS) + "    b/a   b/c   c/d")
     for case in figures["cases"]:
-        cells = (f"{case['best'][n]:7,.0f} ({case['median'][n]:,.0f})" for n in VARIANTS)
+        cells = (f"{_rate(case['best'][n])} ({_rate(case['median'][n])})" for n in VARIANTS)
         ratios = "".join(f"{case['ratios'][pair]:6.2f}" for pair in GOALS)
         print(f"{case['case']:<28}" + "".join(f"{c:>16}" for c in cells) + f" {ratios}")
     for name, seconds in figures["seconds"].items():
