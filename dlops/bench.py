@@ -838,6 +838,7 @@ def main(words: Sequence[str] | None = None) -> None:
     place = reports_root() / a.preset
     write_json(place / "speed" / "figures.json", figures)
     report(figures, place / "speed.html")
+    export.index(reports_root())
     print(f"{place / 'speed.html'}")
 
 
