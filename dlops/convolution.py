@@ -192,7 +192,7 @@ def _seen(side: int, stride: int) -> list[tuple[slice, slice]]:
 
 
 def _refuse_twice() -> None:
-    """What a backward pass starts from here is not what depends on the weights."""
+    """Backward uses numbers made of the weights and images, through which no gradient flows."""
     if torch.is_grad_enabled():
         raise RuntimeError("Conv3x3 has no gradient of its gradient; leave out create_graph.")
 
