@@ -230,6 +230,7 @@ class Ours:
                 "epochs": 10_000,
             }
         )
+        torch.backends.cudnn.benchmark = True  # as `run` has it on a GPU
         self.run = train.Run(experiment, data, device)
         self.run.begin()
         if resident:
@@ -273,7 +274,6 @@ def _prepare(name: str, case: Case, paths: Sequence[Path], place: str, workers: 
     if name in "ad":
         _variant = Ordinary(case, paths, device, workers, name == "d")
     else:
-        torch.backends.cudnn.benchmark = True
         _open.enter_context(memory.reused())
         data = read(paths, case.size)
         _variant = Ours(case, data, device, precision_of(device), name == "c")
