@@ -58,6 +58,12 @@ GOALS = {  # the least ratio of each pair: on a CPU by stem, on a GPU
     "b/c": ({"imagenet": 0.95, "stride2": 0.95, "cifar": 0.95}, 0.95),
     "c/d": ({}, 2.5),
 }
+REACHED = {  # by the medians, by the best
+    (True, True): "at least",
+    (True, False): "by the medians at least, by the best below",
+    (False, True): "by the best at least, by the medians below",
+    (False, False): "below",
+}
 Figures = dict[str, Any]
 
 
@@ -317,6 +323,7 @@ def compare(
     flops = 3 * forward_flops(case)
     peak = matmul_flops(device, precision)
     best = {name: max(values) for name, values in rates.items()}
+    median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "case": case.name,
         "stem": case.stem,
@@ -325,8 +332,9 @@ def compare(
         "precision": precision,
         "rates": rates,
         "best": best,
-        "median": {name: statistics.median(values) for name, values in rates.items()},
-        "ratios": {pair: best[pair[0]] / best[pair[2]] for pair in GOALS},
+        "median": median,
+        "ratios": {pair: median[pair[0]] / median[pair[2]] for pair in GOALS},
+        "ratios_of_best": {pair: best[pair[0]] / best[pair[2]] for pair in GOALS},
         "gflop_per_image": flops / 1e9,
         "share_of_matmul": {name: rate * flops / peak for name, rate in best.items()},
         "matmul_gflops": peak / 1e9,
@@ -514,12 +522,11 @@ def findings(figures: Figures) -> list[str]:
         words = []
         for pair, (by_stem, on_gpu) in GOALS.items():
             goal = on_gpu if gpu else by_stem.get(case["stem"])
-            ratio = case["ratios"][pair]
-            medians = case["median"][pair[0]] / case["median"][pair[2]]
-            text = f"({pair[0]})/({pair[2]}) is {ratio:.2f} ({medians:.2f} of the medians)"
+            ratio, of_best = case["ratios"][pair], case["ratios_of_best"][pair]
+            text = f"({pair[0]})/({pair[2]}) is {ratio:.2f} ({of_best:.2f} of the best)"
             if goal and case["size"] == 64:
-                text += f", {'at least' if ratio >= goal else 'below'} the goal of {goal:g}"
-            if goal and ratio < goal and pair == "b/a":
+                text += f", {REACHED[ratio >= goal, of_best >= goal]} the goal of {goal:g}"
+            if goal and min(ratio, of_best) < goal and pair == "b/a":
                 text += (
                     f" (counted by the definition, (a) computes at"
                     f" {100 * case['share_of_matmul']['a']:.0f} % of the speed of a matrix product,"
@@ -558,7 +565,7 @@ def report(figures: Figures, page: Path) -> None:
 
     bars = {
         f"{case['case']}: {VARIANTS[name]}": (
-            case["best"][name],
+            case["median"][name],
             min(case["rates"][name]),
             case["best"][name],
         )
@@ -572,7 +579,7 @@ def report(figures: Figures, page: Path) -> None:
             {
                 "case": case["case"],
                 **{
-                    VARIANTS[n]: f"{_rate(case['best'][n])} ({_rate(case['median'][n])})"
+                    VARIANTS[n]: f"{_rate(case['median'][n])} ({_rate(case['best'][n])})"
                     for n in VARIANTS
                 },
                 **{p: case["ratios"][p] for p in GOALS},
@@ -608,12 +615,16 @@ def report(figures: Figures, page: Path) -> None:
             " run, in turns: " + "; ".join(VARIANTS.values()) + "."
         ),
         text("## Findings\n\n" + "\n".join(f"- {line}" for line in findings(figures))),
-        text("## Images a second\n\nThe best of the repeats, and the median in brackets."),
+        text(
+            "## Images a second\n\nThe median of the repeats, and the best in brackets: the"
+            " ratios are those of the medians, for on a machine that others use too the best of a"
+            " few is luck."
+        ),
         cell(
-            _table(rates, "Images/s, best (median), and ratios of the best."),
+            _table(rates, "Images/s, median (best), and ratios of the medians."),
             _picture(
                 plots.intervals(bars, title=title, xlabel="Images a second", percent=False),
-                "Images a second: the best, and the range of the repeats.",
+                "Images a second: the median, and the range of the repeats.",
                 f"A chart of the speed of each case and variant. {title}.",
             ),
         ),
@@ -758,7 +769,7 @@ def show(figures: Figures) -> None:
     """Print the table."""
     print(f"{'case':<28}" + "".join(f"{name:>16}" for name in VARIANTS) + "    b/a   b/c   c/d")
     for case in figures["cases"]:
-        cells = (f"{_rate(case['best'][n])} ({_rate(case['median'][n])})" for n in VARIANTS)
+        cells = (f"{_rate(case['median'][n])} ({_rate(case['best'][n])})" for n in VARIANTS)
         ratios = "".join(f"{case['ratios'][pair]:6.2f}" for pair in GOALS)
         print(f"{case['case']:<28}" + "".join(f"{c:>16}" for c in cells) + f" {ratios}")
     for name, seconds in figures["seconds"].items():
@@ -771,7 +782,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dlops.bench", description=__doc__)
     parser.add_argument("--images", type=int, default=2000, help="JPEGs of the comparison")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--stems", nargs="+", default=["imagenet", "stride2", "cifar"])
     parser.add_argument("--size", nargs="+", type=int, default=[64, 224], help="224: imagenet only")
     parser.add_argument("--batch", type=int, default=128)

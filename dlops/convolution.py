@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-DENSE_SIDE = 2  # up to this side of the input, every output pixel sees every input pixel
+SMALL_SIDE = 2  # up to this side of the output, a product for each of its pixels is fastest
 MANY_CHANNELS, MANY_TILES = 128, 32  # from here on, tiles pay for all of the convolution
 LARGE_SIDE = 32  # from this side on, they pay for the gradient of the weights
 
@@ -62,8 +62,8 @@ class Conv3x3(nn.Conv2d):
         suits = side == images.shape[3] and images.dtype.itemsize >= 4 and stride <= 2
         if images.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not suits:
             return super().forward(images)
-        if side <= DENSE_SIDE:
-            return _Dense.apply(images, self.weight, stride)
+        if side <= SMALL_SIDE * stride:
+            return _Small.apply(images, self.weight, stride)
         many = min(self.weight.shape[:2]) >= MANY_CHANNELS
         if stride == 1 and many and len(images) * _tiles(side) ** 2 >= MANY_TILES:
             learns = torch.is_grad_enabled() and self.weight.requires_grad
@@ -153,42 +153,60 @@ def _from_columns(images: Tensor, gradient: Tensor) -> Tensor:
     return total.view(out_channels, 3, 3, -1).permute(0, 3, 1, 2)
 
 
-class _Dense(torch.autograd.Function):
-    """The convolution of a map of at most 2x2 pixels, as the linear layer that it is."""
+class _Small(torch.autograd.Function):
+    """The convolution onto few pixels: a sum of matrix products, each of one row of what an output
+    pixel sees with the weights for it, which lie side by side, channels last.
+    """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, stride: int) -> Tensor:
-        batch, side = len(images), images.shape[2]
-        pixels = images.permute(0, 2, 3, 1).flatten(1)
-        taps = weight.permute(0, 2, 3, 1)
-        matrix = torch.cat([taps[:, y, x].flatten(1) for y, x in _seen(side, stride)])
-        ctx.save_for_backward(pixels, matrix)
-        ctx.shape, ctx.stride = (batch, side, *weight.shape[:2]), stride
-        out = -(-side // stride)
-        return (pixels @ matrix.t()).view(batch, out, out, len(weight)).permute(0, 3, 1, 2)
+        rows, taps = _rows(images), _rows(weight).flatten(1)
+        ctx.save_for_backward(rows, taps)
+        ctx.shape, ctx.stride = images.permute(0, 2, 3, 1).shape, stride
+        out_side = -(-images.shape[2] // stride)
+        out = images.new_zeros(len(images), out_side, out_side, len(weight))
+        for pixel, row, kernel in _seen(ctx.shape, stride):
+            out[pixel].addmm_(rows[row], taps[kernel].t())
+        return out.permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_twice()
-        pixels, matrix = ctx.saved_tensors
-        batch, side, out_channels, in_channels = ctx.shape
-        gradient = gradient.permute(0, 2, 3, 1).flatten(1)
-        back = None
-        if ctx.needs_input_grad[0]:
-            back = (gradient @ matrix).view(batch, side, side, in_channels).permute(0, 3, 1, 2)
-        if not ctx.needs_input_grad[1]:
-            return back, None, None
-        total = pixels.new_zeros(out_channels, 3, 3, in_channels)
-        parts = (gradient.t() @ pixels).split(out_channels)
-        for (y, x), part in zip(_seen(side, ctx.stride), parts):
-            total[:, y, x] += part.view(out_channels, side, side, in_channels)
-        return back, total.permute(0, 3, 1, 2), None
+        rows, taps = ctx.saved_tensors
+        gradient = gradient.permute(0, 2, 3, 1)
+        back = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
+        total = torch.zeros_like(taps) if ctx.needs_input_grad[1] else None
+        for pixel, row, kernel in _seen(ctx.shape, ctx.stride):
+            if back is not None:
+                back[row].addmm_(gradient[pixel], taps[kernel])
+            if total is not None:
+                total[kernel].addmm_(gradient[pixel].t(), rows[row])
+        return (
+            None if back is None else back.view(ctx.shape).permute(0, 3, 1, 2),
+            None if total is None else total.view(len(taps), 3, 3, -1).permute(0, 3, 1, 2),
+            None,
+        )
 
 
-def _seen(side: int, stride: int) -> list[tuple[slice, slice]]:
-    """The rows and columns of the kernel that lie on the map, for each output pixel."""
-    rows = [slice(1 - y, 1 - y + side) for y in range(0, side, stride)]
-    return [(y, x) for y in rows for x in rows]
+def _rows(images: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W x C]."""
+    return images.permute(0, 2, 3, 1).flatten(2)
+
+
+def _seen(shape: torch.Size, stride: int) -> Iterator[tuple[tuple[Any, ...], ...]]:
+    """For each row that an output pixel sees of maps [B, H, W, C]: where the pixel is, where the
+    row's numbers are, and where the weights for them.
+    """
+    side, channels = shape[2:]
+    for y, x in product(range(0, side, stride), repeat=2):
+        left, right = max(x - 1, 0), min(x + 2, side)
+        for row in range(max(y - 1, 0), min(y + 2, side)):
+            tap = 3 * (row - y + 1) + left - x + 1
+            yield (
+                (slice(None), y // stride, x // stride),
+                (slice(None), row, slice(left * channels, right * channels)),
+                (slice(None), slice(tap * channels, (tap + right - left) * channels)),
+            )
 
 
 def _refuse_twice() -> None:
@@ -244,9 +262,12 @@ def _overlay(windows: Tensor, out: Tensor) -> None:
     batch, side, _, channels = out.shape
     tiles = _tiles(side)
     windows = windows.view(SEEN, SEEN, batch, tiles, tiles, channels).permute(2, 3, 0, 4, 1, 5)
-    total = windows.new_zeros(batch, tiles + 1, TILE, tiles + 1, TILE, channels)
+    total = windows.new_empty(batch, tiles + 1, TILE, tiles + 1, TILE, channels)
+    total[:, tiles] = 0
+    total[:, :, :, tiles] = 0
     mine, shared = slice(0, TILE), slice(TILE, SEEN)  # a window ends on the next tile
-    for y, x in product((0, 1), repeat=2):
+    total[:, :tiles, :, :tiles] = windows[:, :, mine, :, mine]
+    for y, x in ((0, 1), (1, 0), (1, 1)):
         part = windows[:, :, (mine, shared)[y], :, (mine, shared)[x]]
         total[:, y : y + tiles, : part.shape[2], x : x + tiles, : part.shape[4]] += part
     out.copy_(total.flatten(3, 4).flatten(1, 2)[:, 1 : side + 1, 1 : side + 1])

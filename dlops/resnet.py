@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + shortcut)
+        return self.relu(out.add_(shortcut))
 
 
 def make_stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
