@@ -88,8 +88,8 @@ class ResNet18(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] -> penultimate features [B, 512]."""
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.maxpool(x)
+        x = self.maxpool(self.bn1(self.conv1(x)))
+        x = self.relu(x)  # commutes with maxpool; fewer pixels here
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
