@@ -144,6 +144,7 @@ def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
     assert "FAILED" not in page and f"{found['ratios']['b/a']:.2f}" in page
     assert page.count("<figure") >= 3 and "noise in Tiny ImageNet" in page
     assert "bfloat16 changes test top-1 by -1.0 points" in page
+    assert "the seeds in float32 lie 0.0 apart" in page
     index = (place.parent / "index.html").read_text()
     assert "speed.html" in index
 
