@@ -144,7 +144,7 @@ class Ordinary:
     """The script of a tutorial: (a) with its input, (d) on one batch."""
 
     def __init__(
-        self, case: Case, paths: Sequence[Path], device: torch.device, workers: int, resident: bool
+        self, case: Case, paths: Sequence[Path], device: torch.device, workers: int
     ) -> None:
         from torchvision import transforms
         from torchvision.datasets import ImageFolder
@@ -172,24 +172,20 @@ class Ordinary:
         self.model = plain_model(case.stem).to(device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.001)
         self.loss = nn.CrossEntropyLoss()
-        self.one: tuple[Tensor, Tensor] | None = None
-        if resident:
-            images, labels = next(iter(self.loader))
-            self.one = images.to(device), labels.to(device)
+        images, labels = next(iter(self.loader))
+        self.one = images.to(device), labels.to(device)
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, resident: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        while resident:
+            yield self.one
         while True:
-            if self.one is not None:
-                yield self.one
-                continue
             for images, labels in self.loader:
                 yield images.to(self.device), labels.to(self.device)
 
-    def measure(self, seconds: float) -> float:
+    def measure(self, seconds: float, resident: bool) -> float:
         """Images a second, from the second batch on."""
-        batches = self.batches()
         done, started, total = 0, 0.0, 0.0
-        for images, labels in batches:
+        for images, labels in self.batches(resident):
             loss = self.loss(self.model(images), labels)
             self.optimizer.zero_grad()
             loss.backward()
@@ -223,9 +219,7 @@ class OneBatch:
 class Ours:
     """What `run` does: (b) with its input, (c) on one batch."""
 
-    def __init__(
-        self, case: Case, data: DataSet, device: torch.device, precision: str, resident: bool
-    ) -> None:
+    def __init__(self, case: Case, data: DataSet, device: torch.device, precision: str) -> None:
         experiment = Experiment.from_flat(
             {
                 "data": "tiny-imagenet",
@@ -239,14 +233,14 @@ class Ours:
         torch.backends.cudnn.benchmark = True  # as `run` has it on a GPU
         self.run = train.Run(experiment, data, device)
         self.run.begin()
-        if resident:
-            batch = next(iter(self.run.train.epoch(0)))
-            self.run.train = OneBatch(batch, len(self.run.train))  # type: ignore[assignment]
+        self.input = self.run.train
+        self.one: Any = OneBatch(next(iter(self.input.epoch(0))), len(self.input))
 
-    def measure(self, seconds: float) -> float:
+    def measure(self, seconds: float, resident: bool) -> float:
         """Images a second of the training loop; as in the ordinary script, from a second batch on:
         the memory of a process that waited for its turn may have to be fetched again.
         """
+        self.run.train = self.one if resident else self.input
         self.train(0.0)
         synchronize(self.run.device)
         started = time.perf_counter()
@@ -260,12 +254,20 @@ class Ours:
         stop = threading.Event()
         timer = threading.Timer(seconds, stop.set)
         timer.start()
-        while not stop.is_set():
+        while not (steps and stop.is_set()):
             run.epoch, run.step = run.epoch + 1, 0
             train.train_epoch(run, stop, lambda event: None)
             steps += run.step
         timer.cancel()
         return steps
+
+    def read(self) -> float:
+        """Seconds an image of the input alone, over an epoch of it."""
+        started, images = time.perf_counter(), 0
+        for _, labels in self.input.epoch(0):
+            images += len(labels)
+        synchronize(self.run.device)
+        return (time.perf_counter() - started) / images
 
 
 def precision_of(device: torch.device) -> str:
@@ -278,24 +280,26 @@ def precision_of(device: torch.device) -> str:
     return "bfloat16" if any(check and check() for check in known) else "float32"
 
 
-_variant: Any = None  # of the process that measures it
+_program: Any = None  # of the process that measures it
 _open = ExitStack()
 
 
 def _prepare(name: str, case: Case, paths: Sequence[Path], place: str, workers: int) -> None:
-    global _variant
+    global _program
     device = torch.device(place)
-    if name in "ad":
-        _variant = Ordinary(case, paths, device, workers, name == "d")
+    if name == "ordinary":
+        _program = Ordinary(case, paths, device, workers)
     else:
         _open.enter_context(memory.reused())
-        data = read(paths, case.size)
-        _variant = Ours(case, data, device, precision_of(device), name == "c")
-    _variant.measure(0.0)  # warms up
+        _program = Ours(case, read(paths, case.size), device, precision_of(device))
 
 
-def _measure(seconds: float) -> float:
-    return _variant.measure(seconds)
+def _measure(seconds: float, resident: bool) -> float:
+    return _program.measure(seconds, resident)
+
+
+def _read() -> float:
+    return _program.read()
 
 
 def compare(
@@ -307,27 +311,30 @@ def compare(
     repeats: int,
     say: Callable[[str], None],
 ) -> Figures:
-    """Images/s and peak memory of the four variants of one case, in turns.
+    """Images/s of the four variants of one case, in turns, and peak memory.
 
-    Each lives in a process of its own: what ours sets there does not help the ordinary script.
+    Ours and the ordinary script live in a process each: what ours sets there does not help the
+    other. Every other round goes backwards, so that none always follows the same one; a first is
+    not counted: it finds caches and memory as the preparation left them.
     """
     precision, context = precision_of(device), get_context("spawn")
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with ExitStack() as stack:
-        processes = {n: stack.enter_context(ProcessPoolExecutor(1, context)) for n in VARIANTS}
-        prepared = [
-            process.submit(_prepare, name, case, paths, str(device), workers)
-            for name, process in processes.items()
-        ]
-        for one in prepared:
-            one.result()
-        for _ in range(repeats):
-            for name, process in processes.items():
-                rates[name].append(process.submit(_measure, seconds).result())
-            say("  ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()))
-        peaks = {
-            n: process.submit(memory.peak, device).result() for n, process in processes.items()
+        programs = {
+            n: stack.enter_context(ProcessPoolExecutor(1, context)) for n in ("ordinary", "ours")
         }
+        for name, program in programs.items():
+            program.submit(_prepare, name, case, paths, str(device), workers).result()
+        for turn in range(repeats + 1):
+            for name in list(VARIANTS)[:: (-1) ** turn]:
+                program = programs["ordinary" if name in "ad" else "ours"]
+                rate = program.submit(_measure, seconds if turn else 0.0, name in "cd").result()
+                if turn:
+                    rates[name].append(rate)
+            if turn:
+                say("  ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items()))
+        read = programs["ours"].submit(_read).result()
+        peaks = {n: program.submit(memory.peak, device).result() for n, program in programs.items()}
     flops = 3 * forward_flops(case)
     peak = matmul_flops(device, precision)
     best = {name: max(values) for name, values in rates.items()}
@@ -343,6 +350,7 @@ def compare(
         "median": median,
         "ratios": {pair: median[pair[0]] / median[pair[2]] for pair in GOALS},
         "ratios_of_best": {pair: best[pair[0]] / best[pair[2]] for pair in GOALS},
+        "input_share": read * median["b"],
         "gflop_per_image": flops / 1e9,
         "share_of_matmul": {name: rate * flops / peak for name, rate in best.items()},
         "matmul_gflops": peak / 1e9,
@@ -460,15 +468,11 @@ def share_cost(per_class: int | None, images: int, seconds: float, device: str) 
         data = resident(pixels, torch.arange(images) % CLASSES, CLASSES)
     loaded = time.perf_counter() - started
     case = Case("imagenet", 64, min(128, len(data.train)))
-    ours = Ours(case, data, place, precision_of(place), False)
-    started = time.perf_counter()
-    for _ in ours.run.train.epoch(0):
-        pass
-    synchronize(place)
-    taken = {"images": len(data.train), "load": loaded, "input": time.perf_counter() - started}
+    ours = Ours(case, data, place, precision_of(place))
+    taken = {"images": len(data.train), "load": loaded, "input": len(data.train) * ours.read()}
     with memory.reused():
-        ours.measure(0.0)
-        taken["epoch"] = len(data.train) / ours.measure(seconds)
+        ours.measure(0.0, False)
+        taken["epoch"] = len(data.train) / ours.measure(seconds, False)
     taken |= memory.peak(place)
     return taken
 
@@ -513,9 +517,9 @@ def batch_costs(
         ours = None  # lets go of the last one's memory
         memory.reset_peak(device)
         with memory.reused():
-            ours = Ours(Case("imagenet", 64, size), whole, device, precision_of(device), True)
-            ours.measure(0.0)
-            rows.append({"batch": size, "rate": ours.measure(seconds), **memory.peak(device)})
+            ours = Ours(Case("imagenet", 64, size), whole, device, precision_of(device))
+            ours.measure(0.0, True)
+            rows.append({"batch": size, "rate": ours.measure(seconds, True), **memory.peak(device)})
     return rows
 
 
@@ -532,7 +536,7 @@ def findings(figures: Figures) -> list[str]:
             goal = on_gpu if gpu else by_stem.get(case["stem"])
             ratio, of_best = case["ratios"][pair], case["ratios_of_best"][pair]
             text = f"({pair[0]})/({pair[2]}) is {ratio:.2f} ({of_best:.2f} of the best)"
-            if goal and case["size"] == 64:
+            if goal:
                 text += f", {REACHED[ratio >= goal, of_best >= goal]} the goal of {goal:g}"
             if goal and min(ratio, of_best) < goal and pair == "b/a":
                 text += (
@@ -541,6 +545,7 @@ def findings(figures: Figures) -> list[str]:
                     f" ours at {100 * case['share_of_matmul']['b']:.0f} %)"
                 )
             words.append(text)
+        words.append(f"the input alone takes {_percent(case['input_share'])} of the time of (b)")
         said.append(f"{case['case']}: {'; '.join(words)}.")
     if not gpu:
         said.append("No GPU was measured here: its figures are missing from this report.")
@@ -613,7 +618,7 @@ def report(figures: Figures, page: Path) -> None:
     peaks = pd.DataFrame(
         [
             {"case": case["case"]}
-            | {VARIANTS[n]: f"{peak:,.0f}" if peak else "" for n, peak in case["peak_mib"].items()}
+            | {n: f"{peak:,.0f}" if peak else "" for n, peak in case["peak_mib"].items()}
             for case in cases
         ]
     )
@@ -646,7 +651,7 @@ def report(figures: Figures, page: Path) -> None:
                 floor,
                 "Operations, and the share of a matrix product's speed that each way reaches.",
             ),
-            _table(peaks, "Peak memory of each way's process, or on a GPU there, in MiB."),
+            _table(peaks, "Peak memory in MiB of either program's process, or on a GPU there."),
         ),
         text(
             "## Cost against size\n\nAn epoch of so many images (the input in whole, the training"
@@ -768,6 +773,10 @@ def _costs(figures: Figures) -> list[Any]:
             )
         )
     return outputs
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _rate(images: float) -> str:

@@ -37,17 +37,80 @@ def test_a_subset_takes_as_many_of_each_class(images):
     assert len({path.parents[1] for path in bench.choose(folder, 20)}) == 20
 
 
-def test_rates_are_images_over_time(images, monkeypatch):
-    """Every step counts with its whole batch, and nothing else does."""
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("ours", [True, False])
+def test_rates_are_images_over_time(images, monkeypatch, ours, resident):
+    """By a clock that ticks once a step, every step counts with its whole batch, but the first."""
     case = bench.Case("stride2", 32, 8)
-    ours = bench.Ours(case, bench.read(images, 32), CPU, "float32", resident=True)
-    steps = []
-    step = ours.run.optimizer.step
-    monkeypatch.setattr(ours.run.optimizer, "step", lambda: (steps.append(1), step()))
-    started = bench.time.perf_counter()
-    rate = ours.measure(0.2)
-    elapsed = bench.time.perf_counter() - started
-    assert rate == pytest.approx(8 * len(steps) / elapsed, rel=0.1)
+    if ours:
+        program = bench.Ours(case, bench.read(images, 32), CPU, "float32")
+        optimizer = program.run.optimizer
+    else:
+        program = bench.Ordinary(case, images, CPU, 0)
+        optimizer = program.optimizer
+    steps, read = [], []
+
+    def clock():
+        read.append(float(len(steps)))
+        return read[-1]
+
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: (steps.append(1), step()))
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=clock))
+    assert program.measure(0.2, resident) == 8.0
+    assert read[0] == 1 and read[-1] > 1
+
+
+def test_one_batch_is_the_same_over_and_over_and_the_input_is_not(images, monkeypatch):
+    case = bench.Case("stride2", 32, 8)
+    ours = bench.Ours(case, bench.read(images, 32), CPU, "float32")
+    ordinary = bench.Ordinary(case, images, CPU, 0)
+    seen = []
+    for program, model in ((ours, ours.run.network), (ordinary, ordinary.model)):
+        stem = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+        stem.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+        program.measure(0.0, resident=True)
+        program.measure(0.0, resident=True)
+        assert len(seen) >= 4 and all(torch.equal(batch, seen[0]) for batch in seen)
+        seen.clear()
+        program.measure(0.0, resident=False)
+        assert len(seen) >= 2 and not torch.equal(seen[0], seen[1])
+        seen.clear()
+
+
+def test_rounds_take_turns_and_the_first_is_not_counted(images, monkeypatch):
+    """Each of two counted rounds has other numbers than the one before them."""
+    asked = []
+
+    class Process:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *given):
+            if function is bench._measure:
+                asked.append(given)
+            value = {bench._measure: float(len(asked)), bench._read: 0.001}.get(function)
+            return SimpleNamespace(result=lambda: {} if value is None else value)
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Process)
+    case = bench.Case("stride2", 32, 8)
+    found = bench.compare(case, images, CPU, 0, 3.0, 2, lambda line: None)
+    assert found["rates"] == {"a": [8, 9], "b": [7, 10], "c": [6, 11], "d": [5, 12]}
+    assert asked == [
+        *[(0.0, False)] * 2,
+        *[(0.0, True)] * 2,
+        *[(3.0, True)] * 2,
+        *[(3.0, False)] * 4,
+        *[(3.0, True)] * 2,
+    ]
+    assert found["ratios"]["b/a"] == 1.0 and found["ratios_of_best"]["b/c"] == 10 / 11
+    assert found["input_share"] == pytest.approx(0.001 * 8.5)
 
 
 def test_operations_are_those_of_resnet18():
@@ -73,7 +136,7 @@ def case(stem="imagenet", **of_best):
     return {
         "case": f"{stem}, 64 px, batch 128",
         "stem": stem,
-        "size": 64,
+        "input_share": 0.0123,
         "rates": {name: [value, value - 5] for name, value in rates.items()},
         "share_of_matmul": {name: rate / 400 for name, rate in rates.items()},
         "ratios": {pair: rates[pair[0]] / rates[pair[2]] for pair in bench.GOALS},
@@ -89,6 +152,7 @@ def test_findings_hold_each_ratio_against_its_goal():
         "(b)/(a) is 2.00 (2.00 of the best), below the goal of 2.2 (counted by the definition,"
         " (a) computes at 25 %" in said[1]
     )
+    assert "the input alone takes 1.2 % of the time of (b)" in said[0]
     assert "No GPU was measured" in said[-1]
     for of_best, verdict in [
         ({"b/a": 1.7}, "by the medians at least, by the best below the goal of 1.8"),
@@ -136,7 +200,11 @@ def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
     assert {name: len(rates) for name, rates in found["rates"].items()} == dict.fromkeys("abcd", 2)
     assert found["ratios"]["b/a"] == pytest.approx(found["median"]["b"] / found["median"]["a"])
     assert found["ratios_of_best"]["b/a"] == pytest.approx(found["best"]["b"] / found["best"]["a"])
-    assert all(peak > 50 for peak in found["peak_mib"].values())
+    assert 0 < found["input_share"] < 1
+    assert {n: peak > 50 for n, peak in found["peak_mib"].items()} == {
+        "ordinary": True,
+        "ours": True,
+    }
     assert figures["machine"]["torch"] == torch.__version__
     assert [row["batch"] for row in figures["batches"]] == [2, 4]
     assert figures["decode_rate"] > 0
