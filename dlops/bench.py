@@ -479,18 +479,25 @@ def share_cost(per_class: int | None, images: int, seconds: float, device: str) 
     return taken
 
 
-def shares(images: int, seconds: float, device: str) -> list[dict[str, float]]:
-    """`share_cost` of 1, 10 and 100 %."""
-    rows = []
-    for percent, per_class in ((1, 5), (10, 50), (100, None)):
-        count = max(CLASSES, images * percent // 100)
-        call = f"share_cost({per_class}, {count}, {seconds}, {device!r})"
-        code = f"import json; from dlops.bench import share_cost; print(json.dumps({call}))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        if done.returncode:
-            raise DlopsError(f"The cost of {percent} % could not be measured: {done.stderr[-300:]}")
-        rows.append({"percent": percent, **json.loads(done.stdout)})
-    return rows
+def shares(images: int, seconds: float, device: str, repeats: int) -> list[dict[str, float]]:
+    """`share_cost` of 1, 10 and 100 %, in turns: the median of each figure."""
+    kinds = ((1, 5), (10, 50), (100, None))
+    rows: dict[int, list[dict[str, float]]] = {percent: [] for percent, _ in kinds}
+    for _ in range(repeats):
+        for percent, per_class in kinds:
+            count = max(CLASSES, images * percent // 100)
+            call = f"share_cost({per_class}, {count}, {seconds}, {device!r})"
+            code = f"import json; from dlops.bench import share_cost; print(json.dumps({call}))"
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            if done.returncode:
+                said = done.stderr[-300:]
+                raise DlopsError(f"The cost of {percent} % could not be measured: {said}")
+            rows[percent].append(json.loads(done.stdout))
+    return [
+        {"percent": percent}
+        | {name: statistics.median(one[name] for one in measured) for name in measured[0]}
+        for percent, measured in rows.items()
+    ]
 
 
 def precision_cost(seeds: int) -> list[dict[str, Any]]:
@@ -846,7 +853,7 @@ def main(words: Sequence[str] | None = None) -> None:
             "source": source,
             "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "batches": batch_costs(a.batches, small, device, a.seconds),
-            "shares": shares(a.images, a.seconds, device.type),
+            "shares": shares(a.images, a.seconds, device.type, a.repeats),
             "precisions": precision_cost(a.seeds),
             "seconds": {**start_up(a.repeats), **analysis(a.points, a.tsne)},
             "decode_rate": decode_rate(paths, workers),

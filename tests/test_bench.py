@@ -171,7 +171,7 @@ def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
     monkeypatch.setattr(
         bench,
         "shares",
-        lambda images, seconds, device: [
+        lambda images, seconds, device, repeats: [
             {
                 "images": n,
                 "load": 0.1,
@@ -222,6 +222,32 @@ def test_the_cost_of_a_share_is_of_one_epoch_of_it(monkeypatch):
     cost = bench.share_cost(None, 40, 0.01, "cpu")
     assert cost["images"] == 40
     assert 0 < cost["input"] < cost["epoch"]
+
+
+def test_shares_are_the_medians_of_their_turns(monkeypatch):
+    asked = []
+
+    def run(words, **_):
+        asked.append(words[2].split("share_cost(")[1])
+        printed = {"images": 10, "epoch": [3.0, 1.0, 9.0][(len(asked) - 1) // 3]}
+        return SimpleNamespace(returncode=0, stdout=json.dumps(printed))
+
+    monkeypatch.setattr(bench.subprocess, "run", run)
+    rows = bench.shares(4000, 0.5, "cpu", 3)
+    assert [(row["percent"], row["images"], row["epoch"]) for row in rows] == [
+        (1, 10, 3.0),
+        (10, 10, 3.0),
+        (100, 10, 3.0),
+    ]
+    assert asked[:3] == asked[3:6] and [words.split(",")[0] for words in asked[:3]] == [
+        "5",
+        "50",
+        "None",
+    ]
+    failed = SimpleNamespace(returncode=1, stderr="no memory")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(DlopsError, match="The cost of 1 % could not be measured: no memory"):
+        bench.shares(4000, 0.5, "cpu", 1)
 
 
 def test_both_precisions_train_the_same_runs(monkeypatch):
