@@ -167,7 +167,8 @@ def test_resize_is_pillows_antialiased_bilinear(cifar, size):
         assert np.abs(small.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
-def test_large_split_stays_mapped_and_gives_the_same(stl, monkeypatch):
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_large_split_stays_mapped_and_gives_the_same(stl, monkeypatch, prefetch):
     wanted = Data(name="stl10", grayscale=True, image_size=32)
     memory = load(wanted, seed=0)
     monkeypatch.setattr(data, "IN_MEMORY", 0)
@@ -180,7 +181,8 @@ def test_large_split_stays_mapped_and_gives_the_same(stl, monkeypatch):
     for split in ("train", "unlabelled"):
         a = Batches(getattr(memory, split), memory.mean, memory.std, **settings)
         b = Batches(getattr(mapped, split), mapped.mean, mapped.std, **settings)
-        assert b.resident is None
+        assert b.resident is None and not b.prefetch  # on a CPU
+        b.prefetch = prefetch
         assert all(
             torch.equal(x, y)
             for x, y in zip(a.epoch(2), b.epoch(2), strict=True)
@@ -510,6 +512,7 @@ def test_more_classes_than_there_are(split):
 def test_abandoned_streaming_epoch_ends(split, monkeypatch):
     monkeypatch.setattr(data, "IN_MEMORY", 0)
     batches = Batches(split, **PLAIN, batch_size=5)
+    batches.prefetch = True
     epoch = batches.epoch(0)
     next(epoch)
     epoch.close()
