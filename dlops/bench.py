@@ -564,7 +564,8 @@ def findings(figures: Figures) -> list[str]:
 def _table(frame: pd.DataFrame, caption: str) -> Any:
     form = "{:,.0f}".format, "{:.3g}".format
     html = frame.to_html(index=False, border=0, float_format=lambda x: form[int(abs(x) < 100)](x))
-    return new_output("display_data", data={"text/html": html}, metadata={"caption": caption})
+    about = {"text/html": {"caption": caption}}
+    return new_output("display_data", data={"text/html": html}, metadata=about)
 
 
 def _picture(figure: Any, caption: str, alt: str) -> Any:
@@ -604,7 +605,7 @@ def report(figures: Figures, page: Path) -> None:
                     VARIANTS[n]: f"{_rate(case['median'][n])} ({_rate(case['best'][n])})"
                     for n in VARIANTS
                 },
-                **{p: case["ratios"][p] for p in GOALS},
+                **{p: f"{case['ratios'][p]:.2f}" for p in GOALS},
             }
             for case in cases
         ]
@@ -614,10 +615,10 @@ def report(figures: Figures, page: Path) -> None:
             {
                 "case": case["case"],
                 "precision": case["precision"],
-                "GFLOP a training image": case["gflop_per_image"],
-                "GFLOP/s of a matrix product": case["matmul_gflops"],
+                "GFLOP an image": case["gflop_per_image"],
+                "GFLOP/s, product": case["matmul_gflops"],
                 **{
-                    f"share of it, ({name})": f"{100 * share:.0f} %"
+                    f"({name})": f"{100 * share:.0f} %"
                     for name, share in case["share_of_matmul"].items()
                 },
             }
@@ -658,9 +659,14 @@ def report(figures: Figures, page: Path) -> None:
         cell(
             _table(
                 floor,
-                "Operations, and the share of a matrix product's speed that each way reaches.",
+                "Operations of an image, of a large matrix product a second, and the share of that"
+                " speed that each way reaches.",
             ),
-            _table(peaks, "Peak memory in MiB of either program's process, or on a GPU there."),
+            _table(
+                peaks,
+                "Peak memory in MiB of the process that measures (a) and (d), and of that which"
+                " measures (b) and (c), or on a GPU there.",
+            ),
         ),
         text(
             "## Cost against size\n\nAn epoch of so many images (the input in whole, the training"

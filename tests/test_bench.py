@@ -210,6 +210,7 @@ def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
     assert figures["decode_rate"] > 0
     page = (place / "speed.html").read_text()
     assert "FAILED" not in page and f"{found['ratios']['b/a']:.2f}" in page
+    assert "Peak memory in MiB" in page and "Images/s, median (best)" in page  # captions
     assert page.count("<figure") >= 3 and "noise in Tiny ImageNet" in page
     assert "bfloat16 changes test top-1 by -1.0 points" in page
     assert "the seeds in float32 lie 0.0 apart" in page
