@@ -193,9 +193,11 @@ def _unpack(archive: Path, folder: Path) -> None:
             zipped.extractall(folder)
     else:
         with tarfile.open(archive) as tar:
+            # In Python since 3.11.4; what leads outside, and links, are refused below anyway.
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
             for member in tar:
                 _check_member(archive, member.name, member.isfile() or member.isdir())
-                tar.extract(member, folder, filter="data")
+                tar.extract(member, folder)
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:
