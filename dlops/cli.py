@@ -19,8 +19,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment, choices
-from dlops.series import ASSIGNMENTS, Report, check_preset, select
+from dlops.experiment import KEEP, Experiment
+from dlops.series import ASSIGNMENTS, Report, select
+from dlops.series.presets import check_preset
+from dlops.settings import DATASETS, DlopsError, choices
 from dlops.store import Result, Store, project_root, publish, reports_root
 
 app = typer.Typer(
@@ -133,8 +135,8 @@ def train(
     due = {e.id for e in missing} | {e.id for e in sources if not store.find(e)}
     many = jobs > 1 or len(due) > FEW
     with Board(console, due) if many else Watch(console, len(due)) as watch:
+        from dlops.runs import run_all
         from dlops.slots import Slots
-        from dlops.train import run_all
 
         try:
             with Slots(jobs, watch) if jobs > 1 else nullcontext() as executor:
@@ -395,12 +397,12 @@ def execute(item: Report, preset: str, changes: dict[str, Any], output: Path) ->
 
 @app.command("list")
 def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -> None:
-    """Every run of the series: missing, running, interrupted, complete, failed or stale."""
+    """Every run of the series: missing, running, interrupted, complete or failed."""
     check_preset(preset)
     store, table = Store(), Table(box=None, pad_edge=False)
     for name in ("report", "runs", "identity", "experiment", "state"):
         table.add_column(name, no_wrap=name in ("identity", "state"))
-    colours = {"complete": "green", "failed": "red", "stale": "yellow", "running": "cyan"}
+    colours = {"complete": "green", "failed": "red", "running": "cyan"}
     failures = []
     for item in select(ids, roll_number, preset):
         wanted = item.wanted(preset)
@@ -419,7 +421,7 @@ def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -
 @data_app.command("list")
 def data_list() -> None:
     """Which data sets are here."""
-    from dlops.fetch import where
+    from dlops.data.fetch import where
 
     for info in DATASETS.values():
         place = "comes with scikit-learn" if not info.url else where(info.name) or "not here"
@@ -433,7 +435,7 @@ def data_fetch(
     ],
 ) -> None:
     """Fetch a data set or weights from the publisher: resumable, verified, unpacked."""
-    from dlops.fetch import fetch
+    from dlops.data.fetch import fetch
 
     with Watch(console, 1) as watch:
 
@@ -441,7 +443,7 @@ def data_fetch(
             watch({"what": f"fetching {name}", "done": done, "total": total})
 
         if name == "imagenet-weights":
-            from dlops.pretrained import fetch_imagenet
+            from dlops.data.weights import fetch_imagenet
 
             place = fetch_imagenet(progress=fetching)
         else:
@@ -457,7 +459,7 @@ def doctor() -> None:
     import torch
 
     from dlops import export
-    from dlops.fetch import where
+    from dlops.data.fetch import where
 
     def line(name: str, good: bool, words: str) -> None:
         console.print(

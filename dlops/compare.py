@@ -18,11 +18,11 @@ from IPython.display import Markdown
 
 from dlops import metrics, plots
 from dlops.embeddings import sampled, spread
-from dlops.experiment import DATASETS, DlopsError
 from dlops.report import OPTIMIZERS, Live, interval, percent, show, table
-from dlops.series import OPTIMIZER_SETTINGS, by_loss
+from dlops.runs import run_all
+from dlops.series.questions import OPTIMIZER_SETTINGS, by_loss
+from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store
-from dlops.train import run_all
 
 Rows = dict[str, list[Result]]
 

@@ -20,8 +20,8 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
-from dlops.experiment import DATASETS, Data, DlopsError
-from dlops.fetch import Progress, need_space, root, where, writable
+from dlops.data.fetch import Progress, need_space, root, where, writable
+from dlops.settings import DATASETS, Data, DlopsError
 
 # Images that the publishers' archives hold: training, test, unlabelled.
 COUNTS = {

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from dlops.experiment import DATASETS, DataSetInfo, DlopsError
+from dlops.settings import DATASETS, DataSetInfo, DlopsError
 
 Progress = Callable[[int, int], None]  # (done, total): images decoded, or bytes fetched
 

@@ -20,9 +20,10 @@ from torch import nn
 
 from dlops import metrics, plots
 from dlops.data import DataSet
-from dlops.experiment import DATASETS, PARAMETERS, DlopsError, Experiment, describe
+from dlops.experiment import Experiment
 from dlops.export import SENTINEL
 from dlops.series import SERIES
+from dlops.settings import DATASETS, PARAMETERS, DlopsError, describe
 from dlops.store import Result
 
 INTERACTIVE = "JPY_SESSION_NAME" in os.environ  # set by a Jupyter server, not by papermill
@@ -498,7 +499,7 @@ def limitations(result: Result) -> list[str]:
 
 def provenance(*results: Result) -> None:
     """Where the numbers come from: a column a result, and the execution of this notebook."""
-    from dlops.train import choose_device, git_state, machine
+    from dlops.machine import choose_device, describe as machine, git_state
 
     here = {**machine(choose_device("cpu")), **git_state()}
     rows: dict[str, dict[str, Any]] = {}
@@ -507,7 +508,6 @@ def provenance(*results: Result) -> None:
         rows[result.id] = {
             "trained": p["when"],
             "commit": _commit(p),
-            "code": f"{p['code']}{' (stale: the code has changed since)' if result.stale else ''}",
             "device": p["device"],
             "processor": f"{p['processor']}, {p['cores']} cores, {p['threads']} threads",
             "versions": f"Python {p['python']}, torch {p['torch']}, NumPy {p['numpy']}",
@@ -544,7 +544,7 @@ def finish(
     headline: Mapping[str, str] | None = None,
 ) -> None:
     """The last cell's mark, with what the index shows: without it the run counts as failed."""
-    from dlops.train import git_state
+    from dlops.machine import git_state
 
     if result and headline is None:
         m = result.metrics

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from dlops import cli, data
-from dlops.experiment import DlopsError, Experiment
+from dlops.experiment import Experiment
+from dlops.settings import DlopsError
 from dlops.series import select
 from dlops.store import Store
 
@@ -198,7 +199,7 @@ def test_what_trains_nothing_does_not_import_torch(words):
 
 def test_what_is_in_the_store_is_not_trained_again(dlops, monkeypatch):
     filled()
-    monkeypatch.setattr("dlops.train.run_all", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr("dlops.runs.run_all", lambda *_, **__: pytest.fail("it trained"))
     code, said, _ = dlops("train", *TEST)
     assert code == 0 and "2 of 2 results are in the store" in said
 
@@ -229,7 +230,7 @@ def test_ctrl_c_says_that_it_goes_on(dlops, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dlops.train.run_all", interrupted)
+    monkeypatch.setattr("dlops.runs.run_all", interrupted)
     code, said, _ = dlops("train", *TEST)
     assert code == 130 and "the same command goes on" in said
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlops import Experiment, compare, metrics
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 from dlops.series import LOSSES
 from dlops.store import Store
 

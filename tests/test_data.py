@@ -10,7 +10,7 @@ from PIL import Image
 
 from dlops import data
 from dlops.data import Batches, Split, load
-from dlops.experiment import DATASETS, Data, DlopsError
+from dlops.settings import DATASETS, Data, DlopsError
 
 
 @pytest.fixture

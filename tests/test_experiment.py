@@ -9,12 +9,12 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from dlops import experiment as module
-from dlops.experiment import (
+from dlops.experiment import Experiment
+from dlops.settings import (
     DATASETS,
     PARAMETERS,
     Data,
     DlopsError,
-    Experiment,
     Model,
     Optimizer,
     Schedule,

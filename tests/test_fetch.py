@@ -12,7 +12,7 @@ import pytest
 
 from dlops import fetch
 from dlops.data import COUNTS
-from dlops.experiment import DATASETS, DlopsError
+from dlops.settings import DATASETS, DlopsError
 
 
 class Server(ThreadingHTTPServer):

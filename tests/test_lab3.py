@@ -17,11 +17,12 @@ import torchvision
 
 from dlops import cli, pretrained, study, sweeps
 from dlops.contest import Contest
-from dlops.experiment import DATASETS, DlopsError, Experiment
-from dlops.presets import PRESETS
+from dlops.experiment import Experiment
+from dlops.settings import DATASETS, DlopsError
+from dlops.series.presets import PRESETS
 from dlops.series import SERIES, select
 from dlops.store import Store
-from dlops.train import Network
+from dlops.build import Network
 
 
 def small(**settings):

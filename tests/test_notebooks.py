@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dlops.experiment import PARAMETERS
+from dlops.settings import PARAMETERS
 from dlops.export import verdict
 from dlops.series import SERIES
 

@@ -7,7 +7,7 @@ import torch
 
 from dlops import optimizers, sweeps
 from dlops.experiment import Experiment
-from dlops.train import Network, make_optimizer
+from dlops.build import Network, make_optimizer
 
 STEPS = 20
 CASES = [

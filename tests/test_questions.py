@@ -6,9 +6,9 @@ import torch
 
 from dlops import Experiment, run
 from dlops.data import class_batches
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 from dlops.losses import relations
-from dlops.presets import COMPARISON_SEEDS, PRESETS
+from dlops.series.presets import COMPARISON_SEEDS, PRESETS
 from dlops.series import SERIES, by_loss, planar, select
 from dlops.store import Store
 from dlops.train import Diverged

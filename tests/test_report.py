@@ -11,7 +11,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from dlops import cli, export, report
-from dlops.experiment import DlopsError, Experiment
+from dlops.experiment import Experiment
+from dlops.settings import DlopsError
 from dlops.series import Report
 from dlops.store import Store
 
