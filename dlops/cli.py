@@ -419,7 +419,7 @@ def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -
 @data_app.command("list")
 def data_list() -> None:
     """Which data sets are here."""
-    from dlops.fetch import where
+    from dlops.data.fetch import where
 
     for info in DATASETS.values():
         place = "comes with scikit-learn" if not info.url else where(info.name) or "not here"
@@ -433,7 +433,7 @@ def data_fetch(
     ],
 ) -> None:
     """Fetch a data set or weights from the publisher: resumable, verified, unpacked."""
-    from dlops.fetch import fetch
+    from dlops.data.fetch import fetch
 
     with Watch(console, 1) as watch:
 
@@ -441,7 +441,7 @@ def data_fetch(
             watch({"what": f"fetching {name}", "done": done, "total": total})
 
         if name == "imagenet-weights":
-            from dlops.pretrained import fetch_imagenet
+            from dlops.data.weights import fetch_imagenet
 
             place = fetch_imagenet(progress=fetching)
         else:
@@ -457,7 +457,7 @@ def doctor() -> None:
     import torch
 
     from dlops import export
-    from dlops.fetch import where
+    from dlops.data.fetch import where
 
     def line(name: str, good: bool, words: str) -> None:
         console.print(

@@ -772,7 +772,7 @@ def _train_network(
     if parent:
         current.start_from(parent.weights)
     elif experiment.model.weights == "imagenet":
-        from dlops import pretrained
+        from dlops.data import weights as pretrained
 
         current.start_from(pretrained.imagenet_weights())
     wanted = experiment.keep != "metrics"

@@ -15,8 +15,9 @@ import pytest
 import torch
 import torchvision
 
-from dlops import cli, pretrained, study, sweeps
+from dlops import cli, study, sweeps
 from dlops.contest import Contest
+from dlops.data import weights as pretrained
 from dlops.experiment import DATASETS, DlopsError, Experiment
 from dlops.presets import PRESETS
 from dlops.series import SERIES, select
