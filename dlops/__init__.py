@@ -1,9 +1,9 @@
 """ResNet18, losses and layer-wise pretraining from scratch, as a series of notebook reports.
 
-    from dlops import Experiment, run
+from dlops import Experiment, run
 
-    result = run(Experiment.from_preset("q1.1", preset="quick", optimizer="sgd", lr=0.05))
-    result.history, result.metrics["test_top5"], result.predictions
+result = run(Experiment.from_preset("q1.1", preset="quick", optimizer="sgd", lr=0.05))
+result.history, result.metrics["test_top5"], result.predictions
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from dlops import metrics, plots, study, sweeps
+from dlops import metrics, plots, study
 from dlops.experiment import Experiment
 from dlops.report import interval, percent, show, table
+from dlops.series import sweeps
 from dlops.series.sweeps import OPTIMIZERS
 from dlops.settings import DATASETS, describe
 from dlops.store import Result

@@ -37,7 +37,6 @@ RECIPE = {"data": 1, "resnet": 1, "losses": 1, "autoencoder": 1, "train": 2}
 KEEP = ("metrics", "arrays", "weights")  # what a result holds; each includes those before it
 
 
-
 @dataclass(frozen=True)
 class Experiment:
     """One training run: data, model, loss, optimizer, schedule, seed, and a run it starts from.
@@ -55,7 +54,7 @@ class Experiment:
     parent: Experiment | None = None
     keep: str = dataclasses.field(default="arrays", compare=False)
 
-    from_preset: ClassVar[Callable[..., Experiment]]  # dlops.series.presets, which knows them, sets it
+    from_preset: ClassVar[Callable[..., Experiment]]  # set by dlops.series.presets
 
     def __post_init__(self) -> None:
         names = kinds(self.flat)

@@ -1,4 +1,4 @@
-"""The machine that trains: its devices, precision and memory, and what the provenance says of it."""
+"""The machine that trains: devices, precision, memory, and what the provenance says of it."""
 
 from __future__ import annotations
 

@@ -499,7 +499,8 @@ def limitations(result: Result) -> list[str]:
 
 def provenance(*results: Result) -> None:
     """Where the numbers come from: a column a result, and the execution of this notebook."""
-    from dlops.machine import choose_device, describe as machine, git_state
+    from dlops.machine import choose_device, git_state
+    from dlops.machine import describe as machine
 
     here = {**machine(choose_device("cpu")), **git_state()}
     rows: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ import torch
 
 from dlops import layerwise, machine
 from dlops.data import DataSet, load
-from dlops.pretrained import imagenet_weights
+from dlops.data.weights import imagenet_weights
 from dlops.evaluate import KEPT, sample
 from dlops.experiment import KEEP, Experiment
 from dlops.settings import DATASETS, DlopsError
@@ -90,9 +90,7 @@ def _train(
     with interruptible() as interrupt:
         try:
             if experiment.model.name == "autoencoder":
-                outcome = layerwise.train(
-                    experiment, data, device, checkpoint, interrupt, progress
-                )
+                outcome = layerwise.train(experiment, data, device, checkpoint, interrupt, progress)
             else:
                 outcome = _train_network(
                     experiment, data, device, parent, checkpoint, interrupt, progress
@@ -153,7 +151,7 @@ def _train_network(
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a run stops between two steps and saves itself."""
+    """An event that Ctrl-C or SIGTERM sets: a run then stops after the step, and saves itself."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

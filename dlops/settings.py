@@ -73,6 +73,7 @@ DATASETS = {
     )
 }
 
+
 def setting(
     default: Any,
     help: str,
@@ -245,7 +246,10 @@ class Schedule:
         0.0, "mixup's Beta parameter (0: none)", low=0, only={"loss": ("cross-entropy", "center")}
     )
     precision: str = setting(
-        "auto", "arithmetic of the network", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "arithmetic of the network (auto: bfloat16 where the device has it natively)",
+        choices=("auto", "float32", "bfloat16"),
+        only={"model": ("resnet18", "stacked")},
     )
 
 
@@ -331,7 +335,9 @@ def check(name: str, value: Any) -> Any:
 
 def kinds(flat: Mapping[str, Any]) -> dict[str, str]:
     """The model, loss and optimizer of flat settings: what decides which others apply."""
-    return {part: flat.get(part, FIELDS[part][1].default) for part in ("model", "loss", "optimizer")}
+    return {
+        part: flat.get(part, FIELDS[part][1].default) for part in ("model", "loss", "optimizer")
+    }
 
 
 def misplaced(name: str, names: Mapping[str, str]) -> str | None:
@@ -344,5 +350,3 @@ def misplaced(name: str, names: Mapping[str, str]) -> str | None:
                 f" leave it out, or choose another {part}."
             )
     return None
-
-

@@ -516,7 +516,6 @@ def provenance(runs: Runs) -> None:
     bullets(
         [
             f"The ablation is {len(found)} results, {seconds:,.0f} s of training and evaluation in"
-            f" all, of commit {', '.join(commits)}"
-            + "."
+            f" all, of commit {', '.join(commits)}" + "."
         ]
     )

@@ -17,10 +17,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from dlops import plots, report, sweeps
+from dlops import plots, report
 from dlops.experiment import KEEP, Experiment
-from dlops.series import PUBLISHED
 from dlops.report import percent, show, table
+from dlops.series import PUBLISHED, sweeps
 from dlops.series.sweeps import OPTIMIZERS, Sweep, value_of
 from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store

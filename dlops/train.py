@@ -114,9 +114,7 @@ class Training:
     def fixed(self, split: Split, indices: np.ndarray | None = None) -> Batches:
         """Batches for evaluation: in order, un-augmented."""
         chosen = None if indices is None else torch.from_numpy(indices)
-        return Batches(
-            split, batch_size=BATCH, shuffle=False, indices=chosen, **self.statistics
-        )
+        return Batches(split, batch_size=BATCH, shuffle=False, indices=chosen, **self.statistics)
 
     def autocast(self) -> torch.autocast:
         """16 bits for the network, where the precision says so; losses stay in 32."""

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dlops import cli, data
 from dlops.experiment import Experiment
-from dlops.settings import DlopsError
 from dlops.series import select
+from dlops.settings import DlopsError
 from dlops.store import Store
 
 TEST = ["q1.1", "--preset", "test"]

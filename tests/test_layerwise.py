@@ -14,9 +14,10 @@ from dlops import layerwise, run, stacks
 from dlops.autoencoder import StackedClassifier
 from dlops.data import Split, load
 from dlops.experiment import Experiment
-from dlops.settings import DlopsError
 from dlops.metrics import student_interval
-from dlops.series import LABELS, ablation, pretrained, select, stack
+from dlops.series import select
+from dlops.series.questions import LABELS, ablation, pretrained, stack
+from dlops.settings import DlopsError
 
 CPU = torch.device("cpu")
 SMALL = {"sizes": (48, 40, 24, 16), "per_class": 20, "test_per_class": 10}

@@ -9,7 +9,6 @@ CPU = torch.device("cpu")
 NUMBERS = 20_000_000  # 76 MiB
 
 
-
 @pytest.mark.skipif(not (machine.PROCESS / "clear_refs").exists(), reason="only Linux counts anew")
 def test_the_peak_counts_anew():
     torch.ones(4 * NUMBERS)

@@ -8,10 +8,10 @@ import pytest
 
 from dlops import cli, study
 from dlops.experiment import Experiment
+from dlops.runs import run_all
 from dlops.settings import DlopsError
 from dlops.slots import Slots
 from dlops.store import Store
-from dlops.runs import run_all
 
 
 def small(**settings):

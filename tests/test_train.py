@@ -15,11 +15,13 @@ import torch
 
 from dlops import DlopsError, Experiment, run, run_all
 from dlops import train as module
-from dlops.data import load
-from dlops.experiment import RECIPE
-from dlops.store import Store
 from dlops.build import Network, make_optimizer
+from dlops.data import load
+from dlops.evaluate import Evaluation
+from dlops.experiment import RECIPE
 from dlops.machine import choose_device
+from dlops.runs import interruptible
+from dlops.store import Store, load_checkpoint, save_checkpoint
 from dlops.train import Training, average, lr_factor
 
 
@@ -206,7 +208,7 @@ def test_the_old_result_stays_until_a_forced_run_replaces_it(monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "final", breaks)
+        patch.setattr("dlops.runs.finish", breaks)
         with pytest.raises(OSError):
             run(stack(keep="arrays"), force=True)
     assert numbers(Store().get(stack(keep="arrays"))) == numbers(first)
@@ -221,7 +223,7 @@ def test_what_breaks_the_final_evaluation_costs_no_training(monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "final", breaks)
+        patch.setattr("dlops.runs.finish", breaks)
         with pytest.raises(OSError):
             run(stack())
     watching = Watching()
@@ -251,7 +253,7 @@ def test_a_result_tells_where_it_comes_from():
     assert told["checksum"] == "sklearn-digits-1797"
     assert told["seconds"] >= told["train_seconds"] > 0
     assert told["peak_rss_mib"] > 50
-    assert {"commit", "dirty", "processor", "when", "code"} <= set(told)
+    assert {"commit", "dirty", "processor", "when", "precision"} <= set(told)
 
 
 # Settings that change the loop ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The experiments of Assignment 1: for each question the seeds, the illustrations, the ablations."""
+"""The experiments of Assignment 1: each question's seeds, illustrations and ablations."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ def seeded(question: str) -> Callable[..., list[Experiment]]:
     return experiments
 
 
+plain = seeded("q1.1")
+
+
 def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
     """Center loss on an embedding of two units, without (lambda = 0) and with its weight.
 
@@ -45,15 +48,15 @@ def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
     own = {name: value for name, value in parameters.items() if name not in OPTIMIZER_SETTINGS}
     own = {**NUMBERS["plane"].get(preset, {}), **own, "embedding_dim": 2}
     weighted = from_preset("q1.3", preset, **own)
-    plain = from_preset("q1.3", preset, **{**own, "center_weight": 0})
-    return {"λ = 0": plain, f"λ = {weighted.loss.center_weight:g}": weighted}
+    without = from_preset("q1.3", preset, **{**own, "center_weight": 0})
+    return {"λ = 0": without, f"λ = {weighted.loss.center_weight:g}": weighted}
 
 
 def center(preset: str, **parameters: Any) -> list[Experiment]:
     """Question 1.3: its seeds, those of lambda = 0, and the illustrations in the plane."""
     own = seeded("q1.3")(preset, **parameters)
-    plain = seeded("q1.1")(preset, **_without(parameters, "center_"))
-    return [*own, *plain, *planar(preset, **parameters).values()]
+    without = plain(preset, **_without(parameters, "center_"))
+    return [*own, *without, *planar(preset, **parameters).values()]
 
 
 def tried(preset: str, **parameters: Any) -> list[Experiment]:

@@ -160,10 +160,7 @@ def optimizer_study(question: str) -> Any:
 
 def headlines(preset: str, **parameters: Any) -> dict[str, Experiment]:
     """What the comparison compares: for each optimizer the experiment of its own notebook."""
-    return {
-        name: from_preset(f"lab3.{name}", preset, **parameters)
-        for name in OPTIMIZERS
-    }
+    return {name: from_preset(f"lab3.{name}", preset, **parameters) for name in OPTIMIZERS}
 
 
 def seeds(preset: str) -> int:
