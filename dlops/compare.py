@@ -17,9 +17,10 @@ import pandas as pd
 from IPython.display import Markdown
 
 from dlops import metrics, plots
-from dlops.embeddings import sampled, spread
 from dlops.experiment import DATASETS, DlopsError
 from dlops.report import OPTIMIZERS, Live, interval, percent, show, table
+from dlops.report.q1 import sampled
+from dlops.report.q1 import separation as spread
 from dlops.series import OPTIMIZER_SETTINGS, by_loss
 from dlops.store import Result, Store
 from dlops.train import run_all
