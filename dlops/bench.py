@@ -41,10 +41,12 @@ from torch.nn import functional
 
 from dlops import export, memory, metrics, plots, train
 from dlops.convolution import Conv3x3
-from dlops.data import DataSet, Split, _decode_paths, load
-from dlops.experiment import Data, DlopsError, Experiment
-from dlops.fetch import where
+from dlops.data import DataSet, Split, load
+from dlops.data.fetch import where
+from dlops.data.readers import _decode_paths
+from dlops.experiment import Experiment
 from dlops.resnet import ResNet18
+from dlops.settings import Data, DlopsError
 from dlops.store import reports_root, write_json
 
 CLASSES = 20

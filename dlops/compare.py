@@ -17,13 +17,13 @@ import pandas as pd
 from IPython.display import Markdown
 
 from dlops import metrics, plots
-from dlops.experiment import DATASETS, DlopsError
 from dlops.report import OPTIMIZERS, Live, interval, percent, show, table
 from dlops.report.q1 import sampled
 from dlops.report.q1 import separation as spread
-from dlops.series import OPTIMIZER_SETTINGS, by_loss
+from dlops.runs import run_all
+from dlops.series.questions import OPTIMIZER_SETTINGS, by_loss
+from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store
-from dlops.train import run_all
 
 Rows = dict[str, list[Result]]
 

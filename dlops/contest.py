@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 from IPython.display import Markdown
 
-from dlops import metrics, plots, study, sweeps
-from dlops.experiment import DATASETS, Experiment, describe
+from dlops import metrics, plots, study
+from dlops.experiment import Experiment
 from dlops.report import interval, percent, show, table
+from dlops.series import sweeps
+from dlops.series.sweeps import OPTIMIZERS
+from dlops.settings import DATASETS, describe
 from dlops.store import Result
 from dlops.study import Study, list_of, origin, points, said, step_of
-from dlops.sweeps import OPTIMIZERS
 
 WORDS = {
     "lr 0.001": "At the original's learning rate of 0.001",

@@ -38,7 +38,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 
 SENTINEL = "application/vnd.dlops.finished+json"
 PRESET_ORDER = ("full", "original", "lite", "quick", "test")

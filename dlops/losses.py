@@ -26,7 +26,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, C] and labels [B] (int64, 0 to C - 1) -> scalar."""
-        check_batch(logits, labels)
+        check_batch(logits, labels, num_classes=logits.shape[-1])
         logits = at_least_float32(logits)
         # The largest logit becomes 0: no exponential can overflow.
         logits = logits - logits.detach().amax(dim=1, keepdim=True)
@@ -45,13 +45,18 @@ class TripletHard(nn.Module):
 
     An anchor should be nearer to the images of its own class (distance d_ap)
     than to those of any other (d_an), by a margin: max(0, d_ap - d_an +
-    margin), or log(1 + exp(d_ap - d_an)) for margin="soft". The loss is the
-    mean over the triplets mined from the batch; without any it is 0, and so
-    is its gradient.
+    margin), or log(1 + exp(s (d_ap - d_an))) / s for margin="soft". The loss
+    is the mean over the triplets mined from the batch; without any it is 0,
+    and so is its gradient.
 
     distance: "euclidean", or "squared" as in FaceNet
-    mining: "hard", see `batch_hard`; or "semihard", see `semi_hard`
+    mining: "hard", see `batch_hard`; "semihard", see `semi_hard`; or
+        "annealed", see `softmax_weighted`
     normalize: scale every embedding to length 1 first
+    scale: s of the soft margin; the larger, the nearer to max(0, d_ap - d_an)
+
+    `hardness` is the t of annealed mining, to be set before each step from
+    the share of the training that is done: `hardness_at`. At first it is 1.
     """
 
     def __init__(
@@ -60,23 +65,28 @@ class TripletHard(nn.Module):
         distance: str = "euclidean",
         mining: str = "hard",
         normalize: bool = True,
+        scale: float = 1.0,
     ):
         super().__init__()
         if margin != "soft" and (isinstance(margin, str) or margin < 0):
             raise ValueError(f"margin is 'soft' or >= 0, not {margin!r}")
+        if not scale > 0:
+            raise ValueError(f"scale must be above 0, not {scale!r}")
         check_choice("distance", distance, "euclidean", "squared")
-        check_choice("mining", mining, "hard", "semihard")
+        check_choice("mining", mining, "hard", "semihard", "annealed")
         self.margin = margin
         self.squared = distance == "squared"
-        self.miner = batch_hard if mining == "hard" else semi_hard
+        self.mining = mining
         self.normalize = normalize
+        self.scale = scale
+        self.hardness = 1.0
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [B, D] and labels [B] -> scalar."""
         d_ap, d_an, valid = self.mine(embeddings, labels)
         gap = d_ap - d_an  # -inf, so a loss of 0, where there is no triplet
         if isinstance(self.margin, str):
-            loss = F.softplus(gap)
+            loss = F.softplus(gap, beta=self.scale)
         else:
             loss = F.relu(gap + self.margin)
         return loss.sum() / valid.sum().clamp(min=1)
@@ -88,15 +98,21 @@ class TripletHard(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The distances d_ap and d_an of the mined triplets, and which exist.
 
-        Three tensors, [B] for hard mining and [B, B] for semi-hard. Where
-        the third is False there is no triplet (no positive or no negative).
+        Three tensors, [B] for hard and annealed mining and [B, B] for
+        semi-hard. Where the third is False there is no triplet (no positive
+        or no negative).
         """
         check_batch(embeddings, labels)
         x = at_least_float32(embeddings)
         if self.normalize:
             x = F.normalize(x, eps=1e-6)
         distance = pairwise_distance(x, squared=self.squared)
-        d_ap, d_an = self.miner(distance, labels)
+        if self.mining == "hard":
+            d_ap, d_an = batch_hard(distance, labels)
+        elif self.mining == "semihard":
+            d_ap, d_an = semi_hard(distance, labels)
+        else:
+            d_ap, d_an = softmax_weighted(distance, labels, self.hardness)
         valid = (d_ap != -torch.inf) & (d_an != torch.inf)
         return d_ap, d_an, valid
 
@@ -152,6 +168,51 @@ def semi_hard(distance: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return d_ap, d_an.gather(1, beyond.minimum(last).clamp(min=0))
 
 
+def softmax_weighted(
+    distance: Tensor,
+    labels: Tensor,
+    hardness: float,
+) -> tuple[Tensor, Tensor]:
+    """Every positive and negative, the harder ones with a larger weight.
+
+    d_ap = sum over positives p of w_p d_p, with w = softmax(t d), and
+    d_an = sum over negatives n of w_n d_n, with w = softmax(-t d).
+
+    Ristani and Tomasi 2018 ("Features for Multi-Target Multi-Camera Tracking
+    and Re-Identification") have these weights without the hardness t >= 0,
+    which is ours. At 0 it gives the means over all, at infinity `batch_hard`.
+    It counts per unit of distance: for embeddings of length 1, which are at
+    most 2 apart, 16 is hard. The gradient flows through the weights as well.
+
+    distance: [B, B]; labels: [B]. Returns two [B] tensors, with -inf and inf
+    where `batch_hard` has them.
+    """
+    if hardness == torch.inf:
+        return batch_hard(distance, labels)
+    positive, negative = relations(labels)
+    d_ap = weighted_mean(distance, positive, hardness * distance)
+    d_an = weighted_mean(distance, negative, -hardness * distance)
+    d_ap = d_ap.masked_fill(~positive.any(dim=1), -torch.inf)
+    d_an = d_an.masked_fill(~negative.any(dim=1), torch.inf)
+    return d_ap, d_an
+
+
+def weighted_mean(x: Tensor, mask: Tensor, score: Tensor) -> Tensor:
+    """Each row's mean of x where mask is True, weighted by softmax(score)."""
+    # Finite, so that a row without any has a value, to be replaced.
+    lowest = torch.finfo(score.dtype).min
+    weight = score.masked_fill(~mask, lowest).softmax(dim=1)
+    return (weight * x).sum(dim=1)
+
+
+def hardness_at(done: float, start: float, end: float) -> float:
+    """The hardness when a share `done` (0 to 1) of the training is done.
+
+    It rises from `start` to `end` by the same factor in equal times.
+    """
+    return start * (end / start) ** done
+
+
 class CenterLoss(nn.Module):
     """Half the mean squared distance to the own class's center.
 
@@ -159,6 +220,9 @@ class CenterLoss(nn.Module):
     cross-entropy, which keeps the centers apart, times a small factor.
     `centers` [num_classes, dim] is a buffer that starts at 0: the optimizer
     does not see it. `update` moves it, once after each optimizer step.
+
+    A label outside 0 to num_classes - 1 is a ValueError on the CPU. On a GPU,
+    where looking at it would mean waiting, CUDA stops with its own assertion.
     """
 
     centers: Tensor
@@ -172,8 +236,9 @@ class CenterLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [B, dim] and labels [B] -> scalar; changes nothing."""
-        check_batch(embeddings, labels)
-        offset = at_least_float32(embeddings) - self.centers[labels]
+        check_batch(embeddings, labels, num_classes=len(self.centers))
+        own = self.centers.index_select(0, labels)  # no -1 as the last row
+        offset = at_least_float32(embeddings) - own
         return offset.square().sum(dim=1).mean() / 2
 
     @torch.no_grad()
@@ -183,8 +248,9 @@ class CenterLoss(nn.Module):
         c_j <- c_j - alpha * sum(c_j - x_i) / (1 + n_j), summed over the n_j
         embeddings x_i of class j; the others stay where they are.
         """
-        check_batch(embeddings, labels)
-        offset = self.centers[labels] - embeddings.to(self.centers.dtype)
+        check_batch(embeddings, labels, num_classes=len(self.centers))
+        own = self.centers.index_select(0, labels)
+        offset = own - embeddings.to(self.centers.dtype)
         total = torch.zeros_like(self.centers).index_add_(0, labels, offset)
         ones = torch.ones_like(offset[:, :1])
         count = torch.zeros_like(total[:, :1]).index_add_(0, labels, ones)
@@ -196,11 +262,23 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_batch(x: Tensor, labels: Tensor) -> None:
-    """ValueError unless x is [B, n] and labels [B]."""
+def check_batch(
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int | None = None,
+) -> None:
+    """ValueError unless x is [B, n], labels [B] and, on the CPU, in range.
+
+    Another device would have to be waited for: its own kernels check there.
+    """
     if x.ndim != 2 or labels.shape != x.shape[:1]:
         found = f"{list(x.shape)} and {list(labels.shape)}"
         raise ValueError(f"expected shapes [B, n] and [B], got {found}")
+    if num_classes is not None and labels.device.type == "cpu":
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if len(wrong):
+            allowed = f"0 to {num_classes - 1}"
+            raise ValueError(f"labels must be {allowed}, got {wrong[0]}")
 
 
 def check_choice(name: str, value: str, *choices: str) -> None:

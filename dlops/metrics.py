@@ -1,4 +1,7 @@
-"""Numbers only: accuracies, intervals, paired tests, neighbours and t-SNE, from NumPy arrays."""
+"""Numbers only: accuracies, intervals, tests, neighbours and t-SNE, on scikit-learn and scipy.
+
+Every function checks what it is given once and raises a ValueError that says what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,34 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def topk_accuracy(predictions: ArrayLike, labels: ArrayLike, k: int) -> float:
-    """Share of rows whose label is among the first k predictions.
+def topk_correct(predictions: ArrayLike, labels: ArrayLike, k: int) -> NDArray[np.bool_]:
+    """Whether each row's label is among its first k predictions, [N].
 
-    predictions: [N, K] classes, best first; labels: [N]. ValueError if k > K.
+    predictions: [N, K] classes, best first; labels: [N]. (scikit-learn's top_k_accuracy_score
+    wants the scores of all classes, which results do not keep.)
     """
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    predictions, labels = _rows(predictions, labels)
     if not 1 <= k <= predictions.shape[1]:
         raise ValueError(f"k must lie between 1 and {predictions.shape[1]}, not be {k}")
-    return float((predictions[:, :k] == labels[:, None]).any(axis=1).mean())
+    return (predictions[:, :k] == labels[:, None]).any(axis=1)
+
+
+def topk_accuracy(predictions: ArrayLike, labels: ArrayLike, k: int) -> float:
+    """Share of rows whose label is among the first k predictions; shapes as in topk_correct."""
+    return float(topk_correct(predictions, labels, k).mean())
 
 
 def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Ints:
     """Counts [C, C]: a row per true class, a column per predicted class. labels, predicted: [N]."""
-    cells = np.asarray(labels, np.int64) * num_classes + np.asarray(predicted, np.int64)
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    from sklearn.metrics import confusion_matrix
+
+    labels, predicted = _rows(labels, predicted)
+    both = np.concatenate([labels, predicted])
+    if both.min() < 0 or both.max() >= num_classes:
+        raise ValueError(
+            f"classes must lie between 0 and {num_classes - 1}, not {both.min()} and {both.max()}"
+        )
+    return confusion_matrix(labels, predicted, labels=range(num_classes))
 
 
 def class_accuracy(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Floats:
@@ -54,37 +70,48 @@ def most_confused(
     ]
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927); z = 1.96 is 95 %."""
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927)."""
+    from scipy.stats import binomtest
+
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} is no proportion")
-    share, spread = successes / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(low), float(high)
 
 
 def bootstrap_interval(
     values: ArrayLike, *, seed: int = 0, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval for the mean of values [N] (Efron 1979)."""
+    """Percentile bootstrap interval for the mean of two or more values [N] (Efron 1979)."""
+    from scipy.stats import bootstrap
+
     values = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    if len(values) < 2:
+        raise ValueError(f"an interval takes two values or more, not {len(values)}")
+    low, high = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=draws,
+        confidence_level=level,
+        method="percentile",
+        batch=max(1, 1_000_000 // len(values)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return float(low), float(high)
 
 
 def paired_bootstrap(
-    correct_a: ArrayLike, correct_b: ArrayLike, *, seed: int = 0, draws: int = 2000
+    correct_a: ArrayLike, correct_b: ArrayLike, *, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Accuracy of A minus that of B on the same images, and its 95 % interval.
+    """Accuracy of A minus that of B on the same images, and its interval.
 
     correct_a, correct_b: [N] booleans. Images are resampled together. Returns (difference, low,
     high), each between -1 and 1.
     """
-    difference = _paired(correct_a, correct_b)
-    return float(difference.mean()), *bootstrap_interval(difference, seed=seed, draws=draws)
+    a, b = _rows(correct_a, correct_b)
+    difference = a.astype(np.float64) - b
+    return float(difference.mean()), *bootstrap_interval(difference, seed=seed, level=level)
 
 
 def student_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
@@ -108,21 +135,23 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     correct_a, correct_b: [N] booleans on the same images. Only the images on which they disagree
     count, under Binomial(n, 1/2) (McNemar 1947); 1 if they never disagree.
     """
-    difference = _paired(correct_a, correct_b)
-    n = int(np.count_nonzero(difference))
-    fewer = min(int((difference > 0).sum()), int((difference < 0).sum()))
-    ways = tail = 1
-    for i in range(fewer):
-        ways = ways * (n - i) // (i + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2**n)
+    from scipy.stats import binomtest
+
+    a, b = _rows(correct_a, correct_b)
+    n = int((a != b).sum())
+    return float(binomtest(int((a > b).sum()), n).pvalue) if n else 1.0
 
 
-def _paired(correct_a: ArrayLike, correct_b: ArrayLike) -> Floats:
-    a, b = np.asarray(correct_a, np.float64), np.asarray(correct_b, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"a paired test needs the same images, not {len(a)} and {len(b)}")
-    return a - b
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values: they bound the risk of any false alarm.
+
+    Here because scipy has only false discovery rates.
+    """
+    order = np.argsort(p, kind="stable")
+    stepped = np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(stepped))
+    return adjusted.tolist()
 
 
 def nearest_class_mean(
@@ -131,12 +160,16 @@ def nearest_class_mean(
     """The k classes whose training mean is nearest (Euclidean), nearest first.
 
     train_embeddings: [M, D]; train_labels: [M]; embeddings: [N, D]. Returns [N, min(k, C)] class
-    labels, of the C classes that occur in train_labels.
+    labels, of the C classes that occur in train_labels. (scikit-learn's NearestCentroid tells
+    the first class alone, and refuses an embedding that has collapsed.)
     """
-    train_embeddings, train_labels = np.asarray(train_embeddings), np.asarray(train_labels)
+    from scipy.spatial.distance import cdist
+
+    train_embeddings, train_labels = _rows(train_embeddings, train_labels)
     classes = np.unique(train_labels)
     means = [train_embeddings[train_labels == c].mean(axis=0, dtype=np.float64) for c in classes]
-    return np.concatenate([classes[i] for i in _nearest(embeddings, np.stack(means), k)])
+    distance = cdist(np.asarray(embeddings), np.stack(means), "sqeuclidean")
+    return classes[np.argsort(distance, axis=1, kind="stable")[:, :k]]
 
 
 def knn_accuracy(
@@ -151,38 +184,15 @@ def knn_accuracy(
     train_embeddings: [M, D]; train_labels: [M]; embeddings: [N, D]; labels: [N]. A tied vote goes
     to the smallest label. Memory grows with M + N, not with M x N.
     """
-    classes, train_classes = np.unique(np.asarray(train_labels), return_inverse=True)
-    winners = []
-    for neighbours in _nearest(embeddings, np.asarray(train_embeddings), k):
-        rows = np.arange(len(neighbours))[:, None] * len(classes)
-        cells = (rows + train_classes[neighbours]).ravel()
-        votes = np.bincount(cells, minlength=len(neighbours) * len(classes))
-        winners.append(classes[votes.reshape(-1, len(classes)).argmax(axis=1)])
-    return float((np.concatenate(winners) == np.asarray(labels)).mean())
+    from sklearn.neighbors import KNeighborsClassifier
 
-
-def _nearest(queries: ArrayLike, points: NDArray, k: int):
-    """Yield, for blocks of queries [B, D], the indices [B, min(k, M)] of the nearest of points
-    [M, D], nearest first.
-
-    The expanded square |q|^2 - 2qp + |p|^2, in float64 around the mean of the points, proposes a
-    few more candidates than needed; plain differences rank them.
-    """
-    queries = np.asarray(queries)
-    points = points.astype(np.float64)
-    centre = points.mean(axis=0)
-    points -= centre
-    squares = np.einsum("md,md->m", points, points)
-    k, candidates = min(k, len(points)), min(k + 8, len(points))
-    block = max(1, min(1024, 4_000_000 // len(points)))
-    for start in range(0, len(queries), block):
-        x = queries[start : start + block].astype(np.float64) - centre
-        approximate = squares - 2 * (x @ points.T)
-        near = np.argpartition(approximate, candidates - 1, axis=1)[:, :candidates]
-        near.sort(axis=1)
-        distance = np.square(x[:, None] - points[near]).sum(axis=2)
-        order = np.argsort(distance, axis=1, kind="stable")[:, :k]
-        yield np.take_along_axis(near, order, axis=1)
+    train_embeddings, train_labels = _rows(train_embeddings, train_labels)
+    embeddings, labels = _rows(embeddings, labels)
+    centre = train_embeddings.mean(axis=0, dtype=np.float64)  # distances are rounded around zero
+    voters = KNeighborsClassifier(min(k, len(train_labels)))
+    return float(
+        voters.fit(train_embeddings - centre, train_labels).score(embeddings - centre, labels)
+    )
 
 
 def tsne(embeddings: ArrayLike, seed: int, perplexity: float = 30) -> NDArray[np.float32]:
@@ -201,3 +211,10 @@ def tsne(embeddings: ArrayLike, seed: int, perplexity: float = 30) -> NDArray[np
         if min(x.shape) > 50:
             x = PCA(50, random_state=seed).fit_transform(x)
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(x)
+
+
+def _rows(a: ArrayLike, b: ArrayLike) -> tuple[NDArray, NDArray]:
+    a, b = np.asarray(a), np.asarray(b)
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"takes as many rows of one as of the other, not {len(a)} and {len(b)}")
+    return a, b

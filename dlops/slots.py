@@ -10,7 +10,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 
 _events: Any = None
 _slot = 0

@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from dlops import plots, published
-from dlops.experiment import DATASETS, Experiment, describe
+from dlops import plots
+from dlops.experiment import Experiment
+from dlops.layerwise import FIRST, HEADLINE, OTHERS
 from dlops.metrics import student_interval
-from dlops.pretraining import FIRST, HEADLINE, OTHERS
 from dlops.report import accuracy, bullets, percent, show, table
 from dlops.report import limitations as usual_limitations
-from dlops.series import LABELS, STARTS
+from dlops.series import PUBLISHED
+from dlops.series.questions import LABELS, STARTS
+from dlops.settings import DATASETS, describe
 from dlops.store import Result
 
 # The share of normally distributed weights that makes up half of the sum of their sizes.
@@ -399,14 +401,14 @@ def relu_findings(runs: Runs, names: Sequence[str]) -> list[str]:
 def beside_published(runs: Runs) -> None:
     """The original report's figures, and ours in the same columns."""
     seed = next(iter(runs))[2]
-    theirs = published.STACK
-    zero = sum(share == 0 for share in published.STACK_CLASSES.values())
+    theirs = PUBLISHED["q2"]
+    zero = sum(share == 0 for share in PUBLISHED["q2"]["class_accuracy"].values())
     rows = [
         (
             "the original report",
             "STL-10",
             *(percent(theirs[name]) for name in ("top1", "top5", "train_top1")),
-            f"{zero} of {len(published.STACK_CLASSES)}",
+            f"{zero} of {len(PUBLISHED['q2']['class_accuracy'])}",
         )
     ]
     for start in ("original", "end-to-end", "layerwise", "none"):
@@ -426,14 +428,14 @@ def beside_published(runs: Runs) -> None:
     columns = ["classifier", "data", "test top-1", "test top-5", "training top-1"]
     table(
         pd.DataFrame(rows, columns=[*columns, "classes never right"]),
-        f"Published figures ({published.TEST_IMAGES:,} test images) and ours, seed {seed}.",
+        f"Published figures ({PUBLISHED['test_images']:,} test images) and ours, seed {seed}.",
     )
-    bullets([*published.STACK_NOTES, _comparable(runs)])
+    bullets([*PUBLISHED["q2"]["notes"], _comparable(runs)])
 
 
 def _comparable(runs: Runs) -> str:
     result = runs["original", 1.0, next(iter(runs))[2]]
-    e, theirs = result.experiment, published.STACK["top1"]
+    e, theirs = result.experiment, PUBLISHED["q2"]["top1"]
     if e.data.name != "stl10":
         return (
             f"Our figures are on {DATASETS[e.data.name].title}, not on STL-10: beside the published"
@@ -511,11 +513,9 @@ def provenance(runs: Runs) -> None:
     found = list(runs.values())
     seconds = sum(r.provenance["seconds"] for r in found)
     commits = sorted({r.provenance["commit"] for r in found})
-    stale = sum(r.stale for r in found)
     bullets(
         [
             f"The ablation is {len(found)} results, {seconds:,.0f} s of training and evaluation in"
-            f" all, of commit {', '.join(commits)}"
-            + (f"; {stale} of them are stale: the code has changed since." if stale else ".")
+            f" all, of commit {', '.join(commits)}" + "."
         ]
     )

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import os
 import shutil
@@ -18,13 +16,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from dlops.experiment import KEEP, DlopsError, Experiment
+from dlops.experiment import KEEP, Experiment
+from dlops.settings import DlopsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,26 +48,6 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-@cache
-def code_hash(model: str) -> str:
-    """A hash of the code that trains `model`: its syntax without docstrings and comments."""
-    network = (
-        ("resnet.py", "convolution.py")
-        if model == "resnet18"
-        else ("autoencoder.py", "pretraining.py")
-    )
-    digest = hashlib.sha256()
-    for name in ("data.py", "losses.py", "train.py", *network):
-        tree = ast.parse((HERE / name).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                    body[0].value.value = ""
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:12]
 
 
 class Result:
@@ -126,11 +105,6 @@ class Result:
         """The final state_dict as arrays, where another run starts from this one."""
         return _read_arrays(self.folder / "weights.npz")
 
-    @property
-    def stale(self) -> bool:
-        """Whether the training code has changed since (docstrings and comments aside)."""
-        return self.provenance.get("code") != code_hash(self.config["model"])
-
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
@@ -152,6 +126,28 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], compress: bool) 
         save: Any = np.savez_compressed if compress else np.savez
         save(file, **arrays)
     os.replace(temporary, path)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    import torch
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint's state, or None if there is none that can be read."""
+    import torch
+
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged checkpoint costs time, not the run
+        path.unlink()
+        return None
 
 
 class Store:
@@ -189,9 +185,9 @@ class Store:
         return Result(folder) if folder else None
 
     def status(self, experiment: Experiment) -> str:
-        """missing, running, interrupted, complete, failed or stale."""
-        if result := self.get(experiment):
-            return "stale" if result.stale else "complete"
+        """missing, running, interrupted, complete or failed."""
+        if self.find(experiment):
+            return "complete"
         folder = self.folder(experiment)
         if self._locked(experiment):
             return "running"
@@ -261,7 +257,7 @@ class Store:
             "config": experiment.to_json(),
             "metrics": dict(metrics),
             "history": history,
-            "provenance": {**provenance, "code": code_hash(experiment.model.name)},
+            "provenance": dict(provenance),
         }
         write_json(folder / "result.json", record)
         leftovers = {"checkpoint.pt", "failed.json"}

@@ -17,12 +17,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from dlops import plots, report, sweeps
-from dlops.experiment import DATASETS, KEEP, DlopsError, Experiment
-from dlops.published import LAB3
+from dlops import plots, report
+from dlops.experiment import KEEP, Experiment
 from dlops.report import percent, show, table
+from dlops.series import PUBLISHED, sweeps
+from dlops.series.sweeps import OPTIMIZERS, Sweep, value_of
+from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store
-from dlops.sweeps import OPTIMIZERS, Sweep, value_of
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
 
@@ -32,7 +33,8 @@ def collect(experiments: Iterable[Experiment]) -> dict[str, Result]:
 
     In JupyterLab a table fills as they come; elsewhere a line tells of each that is trained.
     """
-    from dlops.train import Diverged, run
+    from dlops.runs import run
+    from dlops.train import Diverged
 
     asked = list(experiments)
     most = {e.id: e for e in sorted(asked, key=lambda e: KEEP.index(e.keep))}
@@ -565,7 +567,7 @@ def show_published(rows: Mapping[str, Result]) -> None:
     """Our test figures beside the published ones: {optimizer: result at the original's rate}."""
     lines = []
     for name, result in rows.items():
-        m, old = result.metrics, LAB3[name]
+        m, old = result.metrics, PUBLISHED["lab3"][name]
         ours = f"{percent(m['test_top5'])} / {percent(m['test_top1'])}"
         theirs = f"{percent(old['top5'])} / {percent(old['top1'])}"
         gaps = m["train_top1"] - m["test_top1"], old["train_top1"] - old["top1"]

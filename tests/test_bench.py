@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dlops import bench
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 
 CPU = torch.device("cpu")
 

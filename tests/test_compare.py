@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dlops import Experiment, compare, metrics
-from dlops.experiment import DlopsError
-from dlops.series import LOSSES
+from dlops.series.questions import LOSSES
+from dlops.settings import DlopsError
 from dlops.store import Store
 
 IMAGES, CLASSES = 400, 10

@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dlops import data
-from dlops.data import Batches, Split, load
-from dlops.experiment import DATASETS, Data, DlopsError
+from dlops.data import Batches, Split, fetch, load, readers
+from dlops.settings import DATASETS, Data, DlopsError
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def jpeg(path, pixels):
 @pytest.fixture
 def tiny(root, monkeypatch):
     """Three classes with five training and two validation images, the first one grey."""
-    monkeypatch.setitem(data.COUNTS, "tiny-imagenet", (15, 6, 0))
+    monkeypatch.setitem(readers.COUNTS, "tiny-imagenet", (15, 6, 0))
     rng = np.random.default_rng(0)
     folder = root / "tiny-imagenet-200"
     wnids = ["n03", "n01", "n02"]
@@ -50,7 +49,7 @@ def tiny(root, monkeypatch):
 
 @pytest.fixture
 def cifar(root, monkeypatch):
-    monkeypatch.setitem(data.COUNTS, "cifar100", (40, 12, 0))
+    monkeypatch.setitem(readers.COUNTS, "cifar100", (40, 12, 0))
     folder = root / "cifar-100-binary"
     folder.mkdir()
     rng = np.random.default_rng(1)
@@ -66,7 +65,7 @@ def cifar(root, monkeypatch):
 
 @pytest.fixture
 def stl(root, monkeypatch):
-    monkeypatch.setitem(data.COUNTS, "stl10", (30, 20, 7))
+    monkeypatch.setitem(readers.COUNTS, "stl10", (30, 20, 7))
     folder = root / "stl10_binary"
     folder.mkdir()
     rng = np.random.default_rng(2)
@@ -171,7 +170,7 @@ def test_resize_is_pillows_antialiased_bilinear(cifar, size):
 def test_large_split_stays_mapped_and_gives_the_same(stl, monkeypatch, prefetch):
     wanted = Data(name="stl10", grayscale=True, image_size=32)
     memory = load(wanted, seed=0)
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr("dlops.data.batches.IN_MEMORY", 0)
     mapped = load(wanted, seed=0)
     assert memory.train.rows is None and mapped.train.rows is not None
     assert torch.equal(memory.train.images, mapped.train.images)
@@ -214,7 +213,7 @@ def test_tiny_imagenet(tiny, root):
 
 def test_tiny_imagenet_is_decoded_once(tiny, monkeypatch):
     first = load(Data(name="tiny-imagenet"), seed=0)
-    monkeypatch.setattr(data, "_decode", None)
+    monkeypatch.setattr(readers, "_decode", None)
     again = load(Data(name="tiny-imagenet"), seed=0)
     assert torch.equal(first.train.images, again.train.images)
     again.test.source[:] = 0  # a caller's scribbles do not reach the cache
@@ -222,7 +221,7 @@ def test_tiny_imagenet_is_decoded_once(tiny, monkeypatch):
 
 
 def test_two_that_start_together_decode_once(tiny, monkeypatch):
-    decode, calls, both = data._decode, [], threading.Barrier(2)
+    decode, calls, both = readers._decode, [], threading.Barrier(2)
 
     def counted(*arguments):
         calls.append(1)
@@ -232,7 +231,7 @@ def test_two_that_start_together_decode_once(tiny, monkeypatch):
         both.wait()
         return load(Data(name="tiny-imagenet"), seed=0).train.images
 
-    monkeypatch.setattr(data, "_decode", counted)
+    monkeypatch.setattr(readers, "_decode", counted)
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(start, range(2))
     assert torch.equal(one, two) and len(calls) == 1
@@ -297,7 +296,7 @@ def test_missing_folder_says_how_to_get_it(root):
         with pytest.raises(DlopsError, match=f"dlops data fetch {name}`, or set DLOPS_DATA") as e:
             load(Data(name=name), seed=0)
         assert str(root / folder) in str(e.value)
-        assert data.where(name) is None
+        assert fetch.where(name) is None
 
 
 def test_unwritable_data_folder_is_one_sentence(tiny, root):
@@ -510,7 +509,7 @@ def test_more_classes_than_there_are(split):
 
 
 def test_abandoned_streaming_epoch_ends(split, monkeypatch):
-    monkeypatch.setattr(data, "IN_MEMORY", 0)
+    monkeypatch.setattr("dlops.data.batches.IN_MEMORY", 0)
     batches = Batches(split, **PLAIN, batch_size=5)
     batches.prefetch = True
     epoch = batches.epoch(0)

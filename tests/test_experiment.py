@@ -9,12 +9,12 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from dlops import experiment as module
-from dlops.experiment import (
+from dlops.experiment import Experiment
+from dlops.settings import (
     DATASETS,
     PARAMETERS,
     Data,
     DlopsError,
-    Experiment,
     Model,
     Optimizer,
     Schedule,
@@ -207,8 +207,8 @@ def test_neutral_values_are_not_in_the_identity(neutral):
 
 def test_a_field_added_later_leaves_old_identities_alone(monkeypatch):
     before = Experiment().id
-    part, field = module._FLAT["mix"]
-    monkeypatch.setitem(module._FLAT, "a_new_one", (part, field))
+    part, field = module.FIELDS["mix"]
+    monkeypatch.setitem(module.FIELDS, "a_new_one", (part, field))
     assert Experiment().id == before
     assert flat(mix=0.1).id != before
 

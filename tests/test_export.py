@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from dlops import export
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 
 PAYLOAD = {
     "id": "q1-1-sgd",

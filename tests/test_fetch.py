@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -10,9 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dlops import fetch
-from dlops.data import COUNTS
-from dlops.experiment import DATASETS, DlopsError
+from dlops.data import COUNTS, fetch
+from dlops.settings import DATASETS, DlopsError
 
 
 class Server(ThreadingHTTPServer):
@@ -269,3 +270,8 @@ def test_folder_that_cannot_be_made(root):
     root.write_text("in the way")
     with pytest.raises(DlopsError, match="cannot be written .* set DLOPS_DATA"):
         fetch.fetch("tiny-imagenet")
+
+
+def test_fetching_does_without_torch():
+    program = "import sys, dlops.data.fetch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

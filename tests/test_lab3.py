@@ -15,13 +15,15 @@ import pytest
 import torch
 import torchvision
 
-from dlops import cli, pretrained, study, sweeps
+from dlops import cli, study
+from dlops.build import Network
 from dlops.contest import Contest
-from dlops.experiment import DATASETS, DlopsError, Experiment
-from dlops.presets import PRESETS
-from dlops.series import SERIES, select
+from dlops.data import weights as pretrained
+from dlops.experiment import Experiment
+from dlops.series import SERIES, select, sweeps
+from dlops.series.presets import PRESETS
+from dlops.settings import DATASETS, DlopsError
 from dlops.store import Store
-from dlops.train import Network
 
 
 def small(**settings):

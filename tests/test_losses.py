@@ -10,7 +10,15 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch.nn import functional as F
 
-from dlops.losses import CenterLoss, CrossEntropy, TripletHard, pairwise_distance
+from dlops.losses import (
+    CenterLoss,
+    CrossEntropy,
+    TripletHard,
+    batch_hard,
+    hardness_at,
+    pairwise_distance,
+    softmax_weighted,
+)
 
 
 def batch(n, classes, dim=16, seed=0, dtype=torch.float64):
@@ -69,7 +77,9 @@ def test_cross_entropy_is_finite_at_float32s_end():
 # Triplet loss
 
 
-def triplet_loop(x, labels, *, margin=0.2, squared=False, mining="hard"):
+def triplet_loop(
+    x, labels, *, margin=0.2, squared=False, mining="hard", scale=1.0, hardness=math.nan
+):
     """The definition, by loops over all triplets of a batch."""
     n = range(len(labels))
     d = {(i, j): (x[i] - x[j]).square().sum() for i in n for j in n if i != j}
@@ -81,6 +91,8 @@ def triplet_loop(x, labels, *, margin=0.2, squared=False, mining="hard"):
         negatives = [d[a, k] for k in n if labels[k] != labels[a]]
         if positives and negatives and mining == "hard":
             mined.append((max(positives), min(negatives)))
+        elif positives and negatives and mining == "annealed":
+            mined.append((average(positives, hardness), average(negatives, -hardness)))
         elif positives and negatives:
             for d_ap in positives:
                 beyond = [d_an for d_an in negatives if d_an > d_ap]
@@ -89,8 +101,14 @@ def triplet_loop(x, labels, *, margin=0.2, squared=False, mining="hard"):
         return x.sum() * 0
     gaps = torch.stack([d_ap - d_an for d_ap, d_an in mined])
     if margin == "soft":
-        return (1 + gaps.exp()).log().mean()
+        return (1 + (scale * gaps).exp()).log().mean() / scale
     return (gaps + margin).clamp(min=0).mean()
+
+
+def average(distances, t):
+    """The mean with weights exp(t d), in plain exponentials."""
+    weights = [(t * d).exp() for d in distances]
+    return sum(w * d for w, d in zip(weights, distances, strict=True)) / sum(weights)
 
 
 def metric_learning(margin, power=1):
@@ -152,7 +170,79 @@ def test_semihard_takes_the_farthest_negative_where_none_lies_beyond_the_positiv
     assert valid.nonzero().tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
 
 
-@pytest.mark.parametrize("mining", ["hard", "semihard"])
+def annealed(hardness, *settings, **more):
+    loss = TripletHard(*settings, mining="annealed", **more)
+    loss.hardness = hardness
+    return loss
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "squared"])
+@pytest.mark.parametrize("margin", [0.2, "soft"])
+@pytest.mark.parametrize("hardness", [0.0, 0.8, 5.0])
+@pytest.mark.parametrize(("n", "classes"), [(26, 4), (9, 30)])
+def test_annealed_equals_loops(n, classes, hardness, margin, distance):
+    x, labels = batch(n, classes, dim=3)
+    x = x / 2  # below softplus's 20, as above
+    ours = annealed(hardness, margin, distance, normalize=False, scale=2.0)
+
+    def loops(x, labels):
+        settings = {"margin": margin, "squared": distance == "squared", "scale": 2.0}
+        return triplet_loop(x, labels, mining="annealed", hardness=hardness, **settings)
+
+    assert_same(ours, loops, x, labels, gradient=1e-10)
+
+
+@pytest.mark.parametrize("hardness", [0.8, 16.0, math.inf])
+def test_annealed_gradient_equals_finite_differences(hardness):
+    x, labels = batch(9, 3, dim=3)
+    labels[0] = 7  # alone in its class
+    loss = annealed(hardness, "soft", scale=4.0)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("distance", ["euclidean", "squared"])
+def test_annealed_becomes_batch_hard(distance, dtype, limit):
+    x, labels = batch(26, 4, dtype=dtype)
+    labels[0] = 9  # no positive
+    settings = ("soft", distance)
+    hard = value_and_gradient(TripletHard(*settings), x, labels)
+    exact = value_and_gradient(annealed(math.inf, *settings), x, labels)
+    assert torch.equal(exact[0], hard[0]) and torch.equal(exact[1], hard[1])
+    near = value_and_gradient(annealed(1e6, *settings), x, labels)
+    torch.testing.assert_close(near[0], hard[0], rtol=limit, atol=0)
+    far = value_and_gradient(annealed(1.0, *settings), x, labels)[0]
+    assert (hard[0] - far) / hard[0] > 0.01  # easier triplets, a smaller loss
+
+
+def test_annealed_means_lie_between_the_mean_and_the_hardest():
+    x, labels = batch(26, 4)
+    d = pairwise_distance(x.detach())
+    hard_ap, hard_an = batch_hard(d, labels)
+    before_ap, before_an = softmax_weighted(d, labels, 0.0)
+    for t in (0.5, 2.0, 8.0):
+        d_ap, d_an = softmax_weighted(d, labels, t)
+        assert ((before_ap < d_ap) & (d_ap < hard_ap)).all()
+        assert ((before_an > d_an) & (d_an > hard_an)).all()
+        before_ap, before_an = d_ap, d_an
+
+
+def test_hardness_rises_by_equal_factors():
+    rising = [hardness_at(done / 4, 0.5, 8.0) for done in range(5)]
+    assert rising == pytest.approx([0.5, 1, 2, 4, 8])
+    assert hardness_at(0.0, 2.0, math.inf) == 2
+    assert hardness_at(0.01, 2.0, math.inf) == hardness_at(1.0, 2.0, math.inf) == math.inf
+
+
+@pytest.mark.parametrize("mining", ["hard", "semihard", "annealed"])
+def test_scaled_soft_margin_nears_the_ramp(mining):
+    x, labels = batch(26, 4)
+    losses = [TripletHard("soft", mining=mining, scale=s)(x, labels).item() for s in (1, 16, 1e6)]
+    ramp = TripletHard(0.0, mining=mining)(x, labels).item()
+    assert losses[0] > losses[1] > losses[2] == pytest.approx(ramp, rel=1e-5)
+
+
+@pytest.mark.parametrize("mining", ["hard", "semihard", "annealed"])
 @pytest.mark.parametrize("n", [1, 2, 25, 26])
 @pytest.mark.parametrize("labels", ["one class", "all singletons"])
 def test_without_triplets_loss_and_gradient_are_zero(labels, n, mining):
@@ -165,11 +255,12 @@ def test_without_triplets_loss_and_gradient_are_zero(labels, n, mining):
     assert not loss.mine(x, y)[2].any()
 
 
-@pytest.mark.parametrize("mining", ["hard", "semihard"])
+@pytest.mark.parametrize("mining", ["hard", "semihard", "annealed"])
 def test_a_lone_image_is_no_anchor_but_a_negative(mining):
     x = torch.tensor([[0.0], [1.0], [1.5]])
     labels = torch.tensor([0, 0, 1])
     loss = TripletHard(margin=1.0, mining=mining, normalize=False)(x, labels)
+    # One positive and one negative an anchor, so that every mining takes the same.
     # Anchor 0: 1 - 1.5 + 1. Anchor 1: 1 - 0.5 + 1; its farthest negative is the same image.
     assert loss.item() == pytest.approx((0.5 + 1.5) / 2)
 
@@ -192,15 +283,17 @@ def test_duplicates_have_the_loops_value_and_a_finite_gradient(n, distance, norm
     assert gradient.abs().max() < 10
 
 
+@pytest.mark.parametrize("mining", ["hard", "annealed"])
 @pytest.mark.parametrize("normalize", [True, False])
-def test_all_embeddings_equal_gives_the_margin_and_no_gradient(normalize):
+def test_all_embeddings_equal_gives_the_margin_and_no_gradient(normalize, mining):
     x, labels = torch.full((30, 8), 3.7), torch.arange(30) % 3
-    value, gradient = value_and_gradient(TripletHard(0.2, normalize=normalize), x, labels)
+    loss = TripletHard(0.2, mining=mining, normalize=normalize)
+    value, gradient = value_and_gradient(loss, x, labels)
     assert value.item() == pytest.approx(0.2)
     assert gradient.abs().max() == 0
 
 
-@pytest.mark.parametrize("mining", ["hard", "semihard"])
+@pytest.mark.parametrize("mining", ["hard", "semihard", "annealed"])
 def test_a_broken_embedding_is_not_hidden(mining):
     x, labels = batch(12, 3)
     x = x.detach()
@@ -285,6 +378,22 @@ def test_center_update_takes_half_precision_embeddings_in_float32():
     assert torch.equal(exact.centers, rounded.centers)
 
 
+@pytest.mark.parametrize("label", [-1, 4])
+@pytest.mark.parametrize("method", ["forward", "update"])
+def test_a_label_without_a_center_is_refused(method, label):
+    loss = CenterLoss(4, 16)
+    labels = torch.tensor([0, 3, label])
+    with pytest.raises(ValueError, match=f"labels must be 0 to 3, got {label}"):
+        getattr(loss, method)(torch.ones(3, 16), labels)
+    assert torch.equal(loss.centers, torch.zeros(4, 16))
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_without_a_logit_is_refused(label):
+    with pytest.raises(ValueError, match=f"labels must be 0 to 3, got {label}"):
+        CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, label]))
+
+
 # All three
 
 
@@ -292,11 +401,11 @@ def losses():
     center = CenterLoss(4, 16)
     center.centers += torch.linspace(-1, 1, 64).reshape(4, 16)
     hard, semihard = TripletHard(), TripletHard("soft", "squared", "semihard", normalize=False)
-    return [CrossEntropy(0.1), hard, semihard, center]
+    return [CrossEntropy(0.1), hard, semihard, annealed(4.0, "soft", scale=16.0), center]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_half_precision_is_close_to_double(which, dtype):
     x, labels = batch(26, 4)
     loss = losses()[which]
@@ -310,7 +419,7 @@ def test_half_precision_is_close_to_double(which, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_autocast_changes_no_bit(which, dtype):
     x, labels = batch(30, 4, dtype=dtype)
     loss = losses()[which]
@@ -321,7 +430,7 @@ def test_autocast_changes_no_bit(which, dtype):
     assert torch.equal(gradient, under_gradient)
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_mismatched_labels_are_refused(which):
     with pytest.raises(ValueError, match=r"got \[4, 16\] and \[3\]"):
         losses()[which](torch.zeros(4, 16), torch.zeros(3, dtype=torch.long))
@@ -334,7 +443,8 @@ def test_mismatched_labels_are_refused(which):
         (lambda: TripletHard(margin=-0.1), "margin is 'soft' or >= 0, not -0.1"),
         (lambda: TripletHard(margin="hard"), "margin is 'soft' or >= 0, not 'hard'"),
         (lambda: TripletHard(distance="cosine"), "distance is euclidean or squared"),
-        (lambda: TripletHard(mining="easy"), "mining is hard or semihard, not 'easy'"),
+        (lambda: TripletHard(mining="easy"), "mining is hard or semihard or annealed, not 'easy'"),
+        (lambda: TripletHard("soft", scale=0.0), "scale must be above 0, not 0.0"),
         (lambda: CenterLoss(2, 2, alpha=1.5), "alpha must lie in"),
     ],
 )

@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dlops.experiment import PARAMETERS
 from dlops.export import verdict
 from dlops.series import SERIES
+from dlops.settings import PARAMETERS
 
 ROOT = Path(__file__).parent.parent / "notebooks"
 PATHS = sorted(path for path in ROOT.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)

@@ -5,9 +5,10 @@ import inspect
 import pytest
 import torch
 
-from dlops import optimizers, sweeps
+from dlops import optimizers
+from dlops.build import Network, make_optimizer
 from dlops.experiment import Experiment
-from dlops.train import Network, make_optimizer
+from dlops.series import sweeps
 
 STEPS = 20
 CASES = [

@@ -6,10 +6,11 @@ import torch
 
 from dlops import Experiment, run
 from dlops.data import class_batches
-from dlops.experiment import DlopsError
 from dlops.losses import relations
-from dlops.presets import COMPARISON_SEEDS, PRESETS
-from dlops.series import SERIES, by_loss, planar, select
+from dlops.series import SERIES, select
+from dlops.series.presets import NUMBERS, PRESETS
+from dlops.series.questions import by_loss, plain, planar
+from dlops.settings import DlopsError
 from dlops.store import Store
 from dlops.train import Diverged
 
@@ -39,14 +40,21 @@ def test_every_loss_shares_split_seed_and_epochs(preset):
     for seeds in zip(*groups.values(), strict=True):
         settings = [tuple(e.settings[name] for name in shared) for e in seeds]
         assert len(set(settings)) == 1
-    assert [e.seed for e in groups["triplet loss"]] == list(COMPARISON_SEEDS[preset])
+    assert len({e.id for group in groups.values() for e in group}) == sum(map(len, groups.values()))
 
 
-@pytest.mark.parametrize("preset", ["test", "quick", "lite", "original"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_lambda_zero_is_the_cross_entropy_run(preset):
-    groups = by_loss(preset)
-    assert [e.id for e in groups["center, λ = 0"]] == [e.id for e in groups["cross-entropy"]]
-    assert groups["center loss"][0].loss.center_weight > 0
+    own, plain = (Experiment.from_preset(name, preset) for name in ("q1.3", "q1.1"))
+    assert own.loss.center_weight > 0
+    assert own.with_(center_weight=0).id == plain.id
+
+
+def test_seeds_follow_the_experiments_own_and_the_first_keeps_its_arrays(monkeypatch):
+    monkeypatch.setitem(NUMBERS["seeds"]["q1"], "quick", {"adam": 3})
+    adam = plain("quick", seed=5)
+    assert [(e.seed, e.keep) for e in adam] == [(5, "arrays"), (6, "metrics"), (7, "metrics")]
+    assert [e.seed for e in plain("quick", optimizer="sgd")] == [0]
 
 
 def test_the_pair_in_the_plane_serves_both_optimizers():

@@ -11,8 +11,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from dlops import cli, export, report
-from dlops.experiment import DlopsError, Experiment
+from dlops.experiment import Experiment
 from dlops.series import Report
+from dlops.settings import DlopsError
 from dlops.store import Store
 
 # Parameters -----------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import sys
 import pytest
 
 from dlops import cli, study
-from dlops.experiment import DlopsError, Experiment
+from dlops.experiment import Experiment
+from dlops.runs import run_all
+from dlops.settings import DlopsError
 from dlops.slots import Slots
 from dlops.store import Store
-from dlops.train import run_all
 
 
 def small(**settings):

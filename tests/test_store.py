@@ -8,8 +8,9 @@ import pytest
 from filelock import FileLock
 
 from dlops import store as module
-from dlops.experiment import DlopsError, Experiment
-from dlops.store import Store, code_hash, publish, reports_root, write_json
+from dlops.experiment import Experiment
+from dlops.settings import DlopsError
+from dlops.store import Store, publish, reports_root, write_json
 
 EXPERIMENT = Experiment.from_preset("q1.1", "test")
 ARRAYS = {
@@ -126,30 +127,6 @@ def test_states_from_missing_to_complete():
     assert status() == "complete"
     assert Store().failure(EXPERIMENT) is None
     assert not (folder() / "checkpoint.pt").exists()
-
-
-def test_a_result_of_other_code_is_stale_but_there(monkeypatch):
-    save()
-    monkeypatch.setattr(module, "code_hash", lambda model: "another")
-    assert status() == "stale"
-    assert Store().get(EXPERIMENT).stale
-
-
-def test_the_hash_of_the_code_sees_code_but_no_comments(tmp_path, monkeypatch):
-    resnet, stacked = code_hash("resnet18"), code_hash("stacked")
-    for path in module.HERE.glob("*.py"):
-        (tmp_path / path.name).write_text(path.read_text())
-    monkeypatch.setattr(module, "HERE", tmp_path)
-    fresh = code_hash.__wrapped__
-    assert fresh("resnet18") == resnet
-    train = tmp_path / "train.py"
-    train.write_text(train.read_text().replace("Evaluate, append", "Measure, append") + "# more\n")
-    assert fresh("resnet18") == resnet
-    (tmp_path / "autoencoder.py").write_text("changed = True\n")
-    assert fresh("resnet18") == resnet
-    assert fresh("stacked") != stacked
-    train.write_text(train.read_text() + "SAMPLE = 3\n")
-    assert fresh("resnet18") != resnet
 
 
 def test_a_claim_waits_for_the_one_before():

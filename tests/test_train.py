@@ -15,10 +15,14 @@ import torch
 
 from dlops import DlopsError, Experiment, run, run_all
 from dlops import train as module
+from dlops.build import Network, make_optimizer
 from dlops.data import load
+from dlops.evaluate import Evaluation
 from dlops.experiment import RECIPE
-from dlops.store import Store
-from dlops.train import Network, Run, average, choose_device, lr_factor, make_optimizer
+from dlops.machine import choose_device
+from dlops.runs import interruptible
+from dlops.store import Store, load_checkpoint, save_checkpoint
+from dlops.train import Training, average, lr_factor
 
 
 @pytest.fixture(autouse=True)
@@ -173,16 +177,16 @@ def test_a_damaged_checkpoint_costs_time_only(content):
 
 def test_a_checkpoint_is_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    module.save_checkpoint(path, {"epoch": 1})
+    save_checkpoint(path, {"epoch": 1})
 
     def breaks(state, place):
         place.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(module.torch, "save", breaks)
+    monkeypatch.setattr(torch, "save", breaks)
     with pytest.raises(OSError):
-        module.save_checkpoint(path, {"epoch": 2})
-    assert module.load_checkpoint(path) == {"epoch": 1}
+        save_checkpoint(path, {"epoch": 2})
+    assert load_checkpoint(path) == {"epoch": 1}
 
 
 # From the store -------------------------------------------------------------------------------
@@ -204,7 +208,7 @@ def test_the_old_result_stays_until_a_forced_run_replaces_it(monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "final", breaks)
+        patch.setattr("dlops.runs.finish", breaks)
         with pytest.raises(OSError):
             run(stack(keep="arrays"), force=True)
     assert numbers(Store().get(stack(keep="arrays"))) == numbers(first)
@@ -219,7 +223,7 @@ def test_what_breaks_the_final_evaluation_costs_no_training(monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "final", breaks)
+        patch.setattr("dlops.runs.finish", breaks)
         with pytest.raises(OSError):
             run(stack())
     watching = Watching()
@@ -249,7 +253,7 @@ def test_a_result_tells_where_it_comes_from():
     assert told["checksum"] == "sklearn-digits-1797"
     assert told["seconds"] >= told["train_seconds"] > 0
     assert told["peak_rss_mib"] > 50
-    assert {"commit", "dirty", "processor", "when", "code"} <= set(told)
+    assert {"commit", "dirty", "processor", "when", "precision"} <= set(told)
 
 
 # Settings that change the loop ----------------------------------------------------------------
@@ -258,7 +262,7 @@ def test_a_result_tells_where_it_comes_from():
 def test_label_fraction_trains_on_that_share_of_every_class():
     experiment = tiny(per_class=20, label_fraction=0.25)
     data = load(experiment.data, 0)
-    current = Run(experiment, data, torch.device("cpu"))
+    current = Training(experiment, data, torch.device("cpu"))
     shares = torch.bincount(current.train.labels).double() / torch.bincount(data.train.labels)
     assert shares.tolist() == pytest.approx([0.25] * 10, abs=0.03)
     assert len(current.val.labels) == len(data.val)
@@ -347,7 +351,7 @@ def test_a_diverged_run_fails_in_one_sentence_and_can_be_tried_again():
 
 def test_a_collapsed_embedding_stops_the_run():
     flat = tiny(loss="triplet", classes_per_batch=4, images_per_class=3, normalize=False)
-    current = Run(flat, load(flat.data, 0), torch.device("cpu"))
+    current = Training(flat, load(flat.data, 0), torch.device("cpu"))
     current.begin()
     current.first_spread = 1.0
     current.sums[1], current.sums[5] = 12, 0.001
@@ -439,7 +443,7 @@ def test_interrupts_are_left_alone_in_other_threads():
     seen = []
 
     def inside():
-        with module.interruptible() as event:
+        with interruptible() as event:
             seen.append((signal.getsignal(signal.SIGINT), event.is_set()))
 
     worker = threading.Thread(target=inside)
@@ -491,7 +495,7 @@ def test_numbers_move_only_with_the_recipe(name):
 
 
 def test_a_points_own_class_mean_is_made_without_it():
-    evaluation = object.__new__(module.Evaluation)
+    evaluation = object.__new__(Evaluation)
     generator = torch.Generator().manual_seed(0)
     evaluation.normalize = False
     evaluation.embeddings = torch.randn(12, 4, generator=generator)
@@ -510,7 +514,7 @@ def test_a_points_own_class_mean_is_made_without_it():
 def test_training_accuracy_is_of_images_whose_labels_are_used():
     experiment = tiny(label_fraction=0.3)
     data = load(experiment.data, experiment.seed)
-    sample = module.Run(experiment, data, torch.device("cpu")).sample
+    sample = Training(experiment, data, torch.device("cpu")).sample
     assert 0 < len(data.labelled) < len(data.train)
     seen = torch.cat([images for images, _ in sample.ordered(512)])
     assert len(seen) == len(data.labelled)

@@ -41,7 +41,6 @@ from dlops.report.page import (
     preset_of,
     provenance,
     row,
-    seeds_of,
     settings,
     source,
     try_it,

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from dlops.experiment import DlopsError
 from dlops.report.style import DARK, NARROW, PAPER, WIDE, Drawing, style
+from dlops.settings import DlopsError
 
 
 def show(

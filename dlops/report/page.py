@@ -14,13 +14,15 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from dlops import metrics
-from dlops.experiment import DATASETS, PARAMETERS, DlopsError, Experiment, describe
-from dlops.presets import COMPARISON_SEEDS
+from dlops.experiment import Experiment
+from dlops.machine import choose_device, git_state
+from dlops.machine import describe as machine
 from dlops.report.output import show, table
 from dlops.report.style import PALETTE, Drawing
 from dlops.series import SERIES
+from dlops.series.presets import from_preset
+from dlops.settings import DATASETS, PARAMETERS, DlopsError, describe
 from dlops.store import Result
-from dlops.train import choose_device, git_state, machine
 
 SENTINEL = "application/vnd.dlops.finished+json"
 
@@ -88,13 +90,7 @@ def experiment(namespace: dict[str, Any], question: str) -> Experiment:
 
     Raises DlopsError for an unknown or mistyped parameter, before anything trains.
     """
-    return Experiment.from_preset(question, preset_of(namespace), **parameters(namespace))
-
-
-def seeds_of(experiment: Experiment, preset: str) -> list[Experiment]:
-    """The experiment with each of the preset's seeds, counted from its own."""
-    seeds = COMPARISON_SEEDS[preset]
-    return [experiment.with_(seed=experiment.seed + seed) for seed in seeds]
+    return from_preset(question, preset_of(namespace), **parameters(namespace))
 
 
 # Words --------------------------------------------------------------------------------------------

@@ -21,9 +21,13 @@ from dlops.autoencoder import (
     pretrain_layerwise,
     reconstruct,
 )
+from dlops.build import Network
 from dlops.data import DataSet
-from dlops.experiment import DlopsError, Experiment, Optimizer, Schedule
-from dlops.train import Diverged, Network, Outcome, load_checkpoint, save_checkpoint
+from dlops.experiment import Experiment
+from dlops.metrics import tsne
+from dlops.settings import DlopsError, Optimizer, Schedule
+from dlops.store import load_checkpoint, save_checkpoint
+from dlops.train import Diverged, Outcome
 
 HEADLINE = 3  # X[3], zero-based: the layer that the question asks about
 FIRST = 500  # test images of each class in the headline layer's t-SNE
@@ -176,8 +180,6 @@ def views(body: StackedClassifier, data: DataSet, device: torch.device) -> dict[
     distance to the own class mean, and between class means. Nothing for a stack with
     relu_logits, of which only the predictions matter.
     """
-    from dlops.metrics import tsne
-
     if body.relu_logits:
         return {}
     body.eval()

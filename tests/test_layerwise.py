@@ -10,12 +10,14 @@ import scipy.stats
 import torch
 
 from dlops import data as data_module
-from dlops import pretraining, run, stacks
+from dlops import layerwise, run, stacks
 from dlops.autoencoder import StackedClassifier
 from dlops.data import Split, load
-from dlops.experiment import DlopsError, Experiment
+from dlops.experiment import Experiment
 from dlops.metrics import student_interval
-from dlops.series import LABELS, ablation, pretrained, select, stack
+from dlops.series import select
+from dlops.series.questions import LABELS, ablation, pretrained, stack
+from dlops.settings import DlopsError
 
 CPU = torch.device("cpu")
 SMALL = {"sizes": (48, 40, 24, 16), "per_class": 20, "test_per_class": 10}
@@ -35,7 +37,7 @@ def train(experiment, folder, progress=quiet, interrupt=None):
     images = load(experiment.data, experiment.seed)
     interrupt = interrupt or threading.Event()
     checkpoint = folder / "checkpoint.pt"
-    return pretraining.train(experiment, images, CPU, checkpoint, interrupt, progress)
+    return layerwise.train(experiment, images, CPU, checkpoint, interrupt, progress)
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +136,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_views_show_the_first_test_images_of_each_class_after_the_relu(monkeypatch):
-    monkeypatch.setattr(pretraining, "FIRST", 5)
-    monkeypatch.setattr(pretraining, "OTHERS", 2)
-    monkeypatch.setattr("dlops.metrics.tsne", lambda codes, seed: codes[:, :2])
+    monkeypatch.setattr(layerwise, "FIRST", 5)
+    monkeypatch.setattr(layerwise, "OTHERS", 2)
+    monkeypatch.setattr("dlops.layerwise.tsne", lambda codes, seed: codes[:, :2])
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([2, 0, 1, 0, 0, 2, 1, 0, 0, 0, 2, 1])  # six of 0, three of 1 and of 2
     images = torch.randint(0, 256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
     test = SimpleNamespace(test=Split(images, labels))
     body = StackedClassifier((9, 8, 7, 6, 5), 3, input_size=16, dropout=0.5)
-    arrays = pretraining.views(body, test, CPU)
+    arrays = layerwise.views(body, test, CPU)
     first = [i for i in range(12) if i != 9]  # the sixth 0 is left out
     two = [0, 1, 2, 3, 5, 6]
     for k, rows in enumerate([two, two, two, first, two]):
@@ -192,14 +194,14 @@ def test_unlabelled_images_are_added_to_pretraining(stl, tmp_path):
     both = Experiment.from_preset("q2", "full", **settings, unlabelled=25)
     assert both.parent.data.unlabelled == 25 and both.data.unlabelled == 0
     images = load(both.parent.data, 0)
-    gathered = pretraining.gather(images, 25, CPU)
+    gathered = layerwise.gather(images, 25, CPU)
     assert gathered.shape == (len(images.train) + 25, 1, 12, 12)
     assert torch.equal(gathered[: len(images.train)], images.train.images)
     assert torch.equal(gathered[-1], images.unlabelled.take(torch.tensor([24]))[0])
     outcome = train(both.parent.with_(epochs=1), tmp_path)
     assert outcome.metrics["pretraining_images"] == len(images.train) + 25
     with pytest.raises(DlopsError, match="unlabelled is 31, but stl10 has 30"):
-        pretraining.gather(images, 31, CPU)
+        layerwise.gather(images, 31, CPU)
 
 
 def test_only_stl10_has_unlabelled_images():

@@ -20,8 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
+from platformdirs import user_cache_path
 
-from dlops.experiment import DATASETS, DataSetInfo, DlopsError
+from dlops.settings import DATASETS, DataSetInfo, DlopsError
 
 Progress = Callable[[int, int], None]  # (done, total): images decoded, or bytes fetched
 
@@ -34,8 +35,8 @@ def _info(name: str) -> DataSetInfo:
 
 def root() -> Path:
     """DLOPS_DATA, else the user's cache directory."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("DLOPS_DATA") or Path(cache) / "dlops" / "data").expanduser()
+    chosen = os.environ.get("DLOPS_DATA")
+    return Path(chosen).expanduser() if chosen else user_cache_path("dlops") / "data"
 
 
 def where(name: str) -> Path | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlops.experiment import Experiment
+from dlops.series.presets import from_preset
 
 OPTIMIZERS = {
     "adam": "Adam",
@@ -151,7 +152,7 @@ def optimizer_study(question: str) -> Any:
     """The experiments of one optimizer's notebook: source, headline, sweep."""
 
     def experiments(preset: str, **parameters: Any) -> list[Experiment]:
-        headline = Experiment.from_preset(question, preset=preset, **parameters)
+        headline = from_preset(question, preset, **parameters)
         return [*start(headline), headline, *sweep(headline, preset).members]
 
     return experiments
@@ -159,10 +160,7 @@ def optimizer_study(question: str) -> Any:
 
 def headlines(preset: str, **parameters: Any) -> dict[str, Experiment]:
     """What the comparison compares: for each optimizer the experiment of its own notebook."""
-    return {
-        name: Experiment.from_preset(f"lab3.{name}", preset=preset, **parameters)
-        for name in OPTIMIZERS
-    }
+    return {name: from_preset(f"lab3.{name}", preset, **parameters) for name in OPTIMIZERS}
 
 
 def seeds(preset: str) -> int:

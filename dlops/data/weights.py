@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dlops.experiment import DataSetInfo, DlopsError
-from dlops.fetch import Progress, fetch_file, root
+from dlops.data.fetch import Progress, fetch_file, root
+from dlops.settings import DataSetInfo, DlopsError
 
 # torchvision names the file by the first eight digits of its SHA-256, and checks no more either.
 IMAGENET = DataSetInfo(

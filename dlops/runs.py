@@ -1,0 +1,211 @@
+"""`run(experiment)` returns its result from the store, or trains it: the one place that knows both.
+
+`run_all` does so for many, each once, parents first, here or by any executor.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, as_completed
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlops import layerwise, machine
+from dlops.data import DataSet, load
+from dlops.data.weights import imagenet_weights
+from dlops.evaluate import KEPT, sample
+from dlops.experiment import KEEP, Experiment
+from dlops.settings import DATASETS, DlopsError
+from dlops.store import Result, Store, load_checkpoint
+from dlops.train import Diverged, Outcome, Progress, Training, finish, train_classifier
+
+
+def _quiet(event: dict[str, Any]) -> None:
+    pass
+
+
+def run(
+    experiment: Experiment,
+    *,
+    store: Store | None = None,
+    device: str | None = None,
+    force: bool = False,
+    progress: Progress = _quiet,
+) -> Result:
+    """The experiment's result: from the store, resumed from its checkpoint, or trained.
+
+    device: see `machine.choose_device`; force: train again even if a result is there. progress is
+    called with a dict of epoch, step, steps, rate (images/s), and after an epoch with its history
+    row. Raises DlopsError if it cannot be trained (and notes why in the store), KeyboardInterrupt
+    after Ctrl-C, when the next call continues.
+    """
+    store = store or Store()
+    if not force and (result := store.get(experiment)):
+        return result
+    if os.environ.get("DLOPS_TRAIN") == "never":
+        raise DlopsError(
+            f"Result {experiment.id} ({experiment.title}) is missing, and reports never train;"
+            " train it with `dlops train`, with the same preset and settings."
+        )
+    place = machine.choose_device(device)
+    parent = None
+    if experiment.parent:
+        source = experiment.parent.with_(keep="weights")
+        parent = run(source, store=store, device=device, progress=progress)
+    with store.claim(experiment) as folder:
+        if force:  # the old result stays until the new one replaces it
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        elif result := store.get(experiment):  # another process finished it meanwhile
+            return result
+        return _train(experiment, store, folder, place, parent, progress)
+
+
+def _train(
+    experiment: Experiment,
+    store: Store,
+    folder: Path,
+    device: torch.device,
+    parent: Result | None,
+    progress: Progress,
+) -> Result:
+    began = time.perf_counter()
+    machine.reset_peak(device)
+    progress({"experiment": experiment, "epochs": experiment.schedule.epochs})
+
+    def decoding(done: int, total: int) -> None:
+        progress({"what": "decoding images", "done": done, "total": total})
+
+    data = load(experiment.data, experiment.seed, progress=decoding)
+    checkpoint = folder / "checkpoint.pt"
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    with interruptible() as interrupt:
+        try:
+            if experiment.model.name == "autoencoder":
+                outcome = layerwise.train(experiment, data, device, checkpoint, interrupt, progress)
+            else:
+                outcome = _train_network(
+                    experiment, data, device, parent, checkpoint, interrupt, progress
+                )
+        except Diverged as error:
+            store.fail(experiment, str(error))
+            raise
+    provenance = {
+        **machine.describe(device),
+        **machine.git_state(),
+        **machine.peak(device),
+        **outcome.about,
+        "checksum": DATASETS[experiment.data.name].checksum,
+        "train_images": len(data.train),
+        "val_images": len(data.val),
+        "train_seconds": outcome.seconds,
+        "seconds": time.perf_counter() - began,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return store.save(
+        experiment,
+        metrics=outcome.metrics,
+        history=outcome.history,
+        provenance=provenance,
+        arrays=outcome.arrays,
+        weights=outcome.weights,
+    )
+
+
+def _train_network(
+    experiment: Experiment,
+    data: DataSet,
+    device: torch.device,
+    parent: Result | None,
+    checkpoint: Path,
+    interrupt: threading.Event,
+    progress: Progress,
+) -> Outcome:
+    current = Training(experiment, data, device)
+    if parent:
+        current.start_from(parent.weights)
+    elif experiment.model.weights == "imagenet":
+        current.start_from(imagenet_weights())
+    arrays = {}
+    wanted = experiment.keep != "metrics"
+    if wanted and experiment.loss.name == "triplet":
+        before = current.evaluation(current.test).points.cpu().numpy()
+        arrays["embeddings_before"] = before[sample(len(before))[:KEPT]].astype("float16")
+    current.begin()
+    if state := load_checkpoint(checkpoint):
+        current.restore(state)
+    train_classifier(current, checkpoint, interrupt, progress)
+    if wanted and experiment.model.name == "stacked":
+        network = current.averaged or current.network
+        arrays |= layerwise.views(network.body, data, device)
+    return finish(current, arrays)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets: a run then stops after the step, and saves itself."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    asked = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda *_: event.set()) for number in asked]
+    try:
+        yield event
+    finally:
+        for number, handler in zip(asked, previous):
+            signal.signal(number, handler)
+
+
+def run_all(
+    experiments: Iterable[Experiment],
+    executor: Executor | None = None,
+    *,
+    on_result: Callable[[Experiment, Result | Exception], None] | None = None,
+    progress: Progress = _quiet,
+    **options: Any,
+) -> list[Result]:
+    """The results of all experiments, each trained once, parents first.
+
+    executor: any concurrent.futures.Executor (processes, Dask's Client.get_executor(), ...);
+    without one they run here, one after another. One failure does not stop the others; the first
+    is raised at the end. options go to `run`.
+    """
+    wanted = list(experiments)
+    unique = {experiment.id: experiment for experiment in wanted}
+    for experiment in wanted:  # of two that differ in what they keep, the one that keeps more
+        if KEEP.index(experiment.keep) > KEEP.index(unique[experiment.id].keep):
+            unique[experiment.id] = experiment
+    parents = {e.parent.id: e.parent.with_(keep="weights") for e in wanted if e.parent}
+    results: dict[str, Result] = {}
+    errors: list[Exception] = []
+
+    def settle(experiment: Experiment, outcome: Callable[[], Result]) -> None:
+        try:
+            result: Result | Exception = outcome()
+            results[experiment.id] = result  # type: ignore[assignment]
+        except DlopsError as error:
+            result = error
+            errors.append(error)
+        if on_result:
+            on_result(experiment, result)
+
+    for wave in (parents, {i: e for i, e in unique.items() if i not in parents}):
+        if executor is None:
+            for experiment in wave.values():
+                settle(experiment, partial(run, experiment, progress=progress, **options))
+            continue
+        futures = {executor.submit(run, e, **options): e for e in wave.values()}
+        for future in as_completed(futures):
+            settle(futures[future], future.result)
+    if errors:
+        raise errors[0]
+    return [results[experiment.id] for experiment in wanted]
