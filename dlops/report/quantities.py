@@ -260,11 +260,12 @@ class _Paired:
             pairs = [(np.asarray(r.predictions), np.asarray(r.labels)) for r in self.runs[0]]
         except DlopsError:  # a sweep's members keep no predictions
             return None, who
-        if any(predictions.shape[1] < int(k[1]) for predictions, _ in pairs):
-            return None, who
         if any(not np.array_equal(labels, pairs[0][1]) for _, labels in pairs):
             raise DlopsError("The networks saw different test images; compare like with like.")
-        right = [metrics.topk_correct(*pair, int(k[1])) for pair in pairs]
+        right = [  # of fewer than five classes, top-5 is that of all
+            metrics.topk_correct(best, labels, min(int(k[1]), best.shape[1]))
+            for best, labels in pairs
+        ]
         n = len(right[0])
         return np.stack(right, axis=1), f"{who}, over {n:,} image{'s' if n > 1 else ''}"
 
