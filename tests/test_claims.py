@@ -147,6 +147,9 @@ def test_one_image_or_no_predictions_leave_no_interval():
     assert spread({"a": Run(0, 1, 1), "b": Run(0, 0, 1)}, "test_top1").interval is None
     low, high = score(Run(0, 1, images=1), "test_top1").interval
     assert 0 < low < 0.4 and high == 1
+    kept = score(Bare(0, test_top1=0.9, test_images=50), "test_top1")
+    assert kept.interval == score(Run(0, 45, images=50), "test_top1").interval
+    assert score(Run(0, d=3.0), "d").interval is None
     bare = difference(Bare(0, test_top1=0.5), Bare(0, test_top1=0.4), "test_top1")
     assert bare.interval is None and bare.n == "these two networks"
     assert difference(Run(0, d=3.0), Run(0, d=1.0), "d").interval is None  # no mean over images

@@ -111,9 +111,11 @@ def score(results: Runs, metric: str, unit: str | None = None) -> Quantity:
     each = found.values[:, 0]
     if len(each) > 1:
         return _over_seeds(each, found.n, unit, False, found.step)
-    right, n = found.images("this network")
-    interval = None if right is None else metrics.wilson(int(right.sum()), len(right), LEVEL)
-    return Quantity(float(each[0]), n, unit, False, interval)
+    if not found.step:
+        return Quantity(float(each[0]), "this network", unit)
+    count = round(1 / found.step)
+    interval = metrics.wilson(round(each[0] * count), count, LEVEL)
+    return Quantity(float(each[0]), _over("this network", count), unit, False, interval)
 
 
 @_or_reason
@@ -260,13 +262,17 @@ class _Paired:
             pairs = [(np.asarray(r.predictions), np.asarray(r.labels)) for r in self.runs[0]]
         except DlopsError:  # a sweep's members keep no predictions
             return None, who
-        if any(predictions.shape[1] < int(k[1]) for predictions, _ in pairs):
-            return None, who
         if any(not np.array_equal(labels, pairs[0][1]) for _, labels in pairs):
             raise DlopsError("The networks saw different test images; compare like with like.")
-        right = [metrics.topk_correct(*pair, int(k[1])) for pair in pairs]
-        n = len(right[0])
-        return np.stack(right, axis=1), f"{who}, over {n:,} image{'s' if n > 1 else ''}"
+        right = [  # of fewer than five classes, top-5 is that of all
+            metrics.topk_correct(best, labels, min(int(k[1]), best.shape[1]))
+            for best, labels in pairs
+        ]
+        return np.stack(right, axis=1), _over(who, len(right[0]))
+
+
+def _over(who: str, images: int) -> str:
+    return f"{who}, over {images:,} image{'s' if images > 1 else ''}"
 
 
 def _value(result: Any, metric: str) -> float:
