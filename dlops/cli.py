@@ -334,8 +334,10 @@ def report(
         failed = export.export(executed, page, title=item.title)
         if failed:
             failures.append(f"{item.name}: {failed}")
+            console.print(f"  {page.with_suffix('.failed.html')}")
+            continue
         no_pdf = _print(export.pdf, page) or no_pdf
-        if preset in PUBLISHED and not failed:
+        if preset in PUBLISHED:
             for experiment in item.wanted(preset, **changed):
                 if result := store.get(experiment):
                     publish(result, preset)
@@ -354,7 +356,7 @@ def report(
             )
             no_pdf = _print(export.pdf, page) or no_pdf
             console.print(f"To hand in: {page}")
-    index = export.index(reports_root())
+    index = export.index(reports_root(), preset)
     if no_pdf:
         console.print(f"[yellow]{escape(no_pdf)}[/]")
     console.print(f"The index of all reports: {index}")
