@@ -174,6 +174,7 @@ def record(notebook: NotebookNode, name: str, title: str | None = None) -> dict[
     said = _payload(notebook) or {}
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     first = BeautifulSoup(maths.markdown(texts[0] if texts else ""), "html.parser")
+    page.clean(first)
     asked = first.select_one("h1 + p")
     heading = " ".join(first.h1.get_text().split()) if first.h1 else ""
     return {

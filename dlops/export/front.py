@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
-from dlops.export import maths
 from dlops.export.exporter import PUBLISHED, render, write
 from dlops.series import ASSIGNMENTS
 
@@ -65,90 +64,39 @@ def _records(folder: Path) -> list[dict[str, Any]]:
             report["preset"] = folder.name
             report["has_pdf"] = path.with_name(str(report["pdf"])).is_file()
             found.append(report)
-    order = [*ASSIGNMENTS]
-    return sorted(
-        found,
-        key=lambda r: (
-            order.index(r["assignment"]) if r.get("assignment") in order else len(order),
-            r["id"],
-            r["html"],
-        ),
-    )
+    order = {name: position for position, name in enumerate(ASSIGNMENTS)}
+    return sorted(found, key=lambda r: (order.get(r.get("assignment"), 99), r["id"], r["html"]))
 
 
-def _questions(reports: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """For each assignment its questions: what was asked, and the reports that answer it."""
-    assignments: dict[str, dict[str, dict[str, Any]]] = {}
+def _questions(reports: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """For each assignment its questions, each with the reports that answer it."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for report in reports:
         title = ASSIGNMENTS.get(report.get("assignment", ""), "Other reports")
-        heading = report.get("heading") or report["title"]
-        question = assignments.setdefault(title, {}).setdefault(
-            report["id"],
-            {"heading": heading, "asked": Markup(report.get("asked", "")), "reports": []},
-        )
-        report["said"] = Markup(maths.phrase(report["answer"])) if report.get("answer") else ""
-        question["reports"].append(report)
-    return {title: list(questions.values()) for title, questions in assignments.items()}
+        found.setdefault(title, {}).setdefault(report["id"], []).append(report)
+    return found
 
 
-def _charts(reports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results of each preset, apart by the number of classes: 5 of 10 is easier than 5 of 20.
-
-    Shares become per cent, the places of the chart's marks.
-    """
+def _charts(reports: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
+    """The results of each preset, apart by the number of classes: 5 of 10 is easy, 5 of 20 less."""
     charts: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for report in reports:
         for result in report.get("results", ()):
-            key = (report["preset"], int(result["classes"]))
-            marks = ("top5", "low", "high", "chance", "published")
-            row = {m: 100 * result[m] for m in marks if result.get(m) is not None}
-            row |= {"name": result["name"], "href": report["href"]}
-            charts.setdefault(key, {}).setdefault(result["name"], row)
-    return [
-        {"preset": preset, "classes": classes, "rows": list(rows.values())}
-        for (preset, classes), rows in charts.items()
-    ]
+            rows = charts.setdefault((report["preset"], result["classes"]), {})
+            rows.setdefault(result["name"], {**result, "href": report["href"]})
+    return charts
 
 
-def _claims(reports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every claim of the series with what each preset says of it."""
-    claims: dict[tuple[str, str], dict[str, Any]] = {}
+def _claims(reports: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """For each report and each of its claims what the presets say of it."""
+    claims: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for report in reports:
         for claim in report.get("claims", ()):
-            known = claims.setdefault(
-                (report["html"], claim["sentence"]),
-                {
-                    "sentence": Markup(maths.phrase(claim["sentence"])),
-                    "title": report["title"],
-                    "verdicts": [],
-                },
-            )
             anchor = str(claim.get("anchor") or "").removeprefix("#")
-            known["verdicts"].append(
-                {
-                    "preset": report["preset"],
-                    "verdict": claim["verdict"],
-                    "measured": _measured(claim),
-                    "href": report["href"] + (f"#{quote(anchor)}" if anchor else ""),
-                }
-            )
-    return list(claims.values())
-
-
-def _measured(claim: Mapping[str, Any]) -> str:
-    """The quantity, its interval and n, as far as a claim has them."""
-
-    def words(value: Any) -> str:
-        return f"{value:.3g}" if isinstance(value, int | float) else str(value)
-
-    parts = [words(claim["quantity"])] if claim.get("quantity") is not None else []
-    if claim.get("interval"):
-        interval = claim["interval"]
-        ends = interval if isinstance(interval, str) else " to ".join(map(words, interval))
-        parts.append(f"interval {ends}")
-    if claim.get("n") is not None:
-        parts.append(f"n = {claim['n']}")
-    return ", ".join(parts)
+            href = report["href"] + (f"#{quote(anchor)}" if anchor else "")
+            verdicts = claims.setdefault(report["title"], {}).setdefault(claim["sentence"], [])
+            verdicts.append({**claim, "preset": report["preset"], "href": href})
+    return claims
 
 
 def _link(folder: Path, reports: list[dict[str, Any]], front: Path) -> None:

@@ -6,6 +6,7 @@ nbconvert renders cell by cell; what is said here concerns the page as a whole.
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,7 @@ def finish(text: str, report: Mapping[str, Any]) -> str:
     soup = BeautifulSoup(text, "html.parser")
     article = soup.find("article")
     assert isinstance(article, Tag)
-    _clean(soup)
+    clean(soup)
     if article.h1 is None:
         heading = soup.new_tag("h1")
         heading.string = report["title"]
@@ -41,7 +42,7 @@ def finish(text: str, report: Mapping[str, Any]) -> str:
     return str(soup)
 
 
-def _clean(soup: BeautifulSoup) -> None:
+def clean(soup: BeautifulSoup) -> None:
     """Nothing in the document acts or loads. The content security policy says so again."""
     for tag in soup.select(_ACTIVE):
         tag.decompose()
@@ -75,33 +76,21 @@ def _fold(article: Tag) -> None:
 def _contents(soup: BeautifulSoup, article: Tag) -> None:
     """Give every heading an id, and fill the list of contents with those of levels 2 and 3."""
     used = {str(tag["id"]) for tag in article.find_all(id=True)}
-    place, inner = soup.select_one("nav.contents ol"), None
-    assert place is not None
+    items = []
     for heading in article.find_all(["h1", "h2", "h3", "h4"]):
         text = " ".join(heading.get_text().split())
-        if not heading.get("id"):
-            name = stem = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
-            again = 2
-            while name in used:
-                name, again = f"{stem}-{again}", again + 1
-            used.add(name)
-            heading["id"] = name
-        if heading.name not in ("h2", "h3"):
-            continue
-        item = soup.new_tag("li")
-        link = soup.new_tag("a", href=f"#{heading['id']}")
-        link.string = text
-        item.append(link)
-        if heading.name == "h2":
-            place.append(item)
-            inner = soup.new_tag("ol")
-            item.append(inner)
-        elif inner is not None:
-            inner.append(item)
-    for empty in [ol for ol in place.find_all("ol") if not ol.find("li")]:
-        empty.decompose()
-    if not place.find("li"):
-        soup.select_one("nav.contents").decompose()  # type: ignore[union-attr]
+        stem = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
+        names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
+        heading["id"] = heading.get("id") or next(name for name in names if name not in used)
+        used.add(str(heading["id"]))
+        if heading.name in ("h2", "h3"):
+            link = f'<a href="#{heading["id"]}">{html.escape(text)}</a>'
+            items.append(f'<li class="{heading.name}">{link}</li>')
+    (contents,) = soup.select("nav.contents")
+    if items:
+        contents.ol.append(BeautifulSoup("".join(items), "html.parser"))  # type: ignore[union-attr]
+    else:
+        contents.decompose()
 
 
 def number(article: Tag, prefix: str = "") -> None:
