@@ -189,6 +189,7 @@ def report(
             executed = execute(notebook, given, page.with_suffix(".ipynb"))
         if failed := export.export(executed, page, title=item.title):
             problems.append(f"{item.name}: {failed}")
+            console.print(f"  {page.with_suffix('.failed.html')}")
             continue
         no_pdf = _print(page) or no_pdf
         if preset in PUBLISHED:
@@ -259,7 +260,8 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """The reports of a preset: how many of their runs are complete, and the headline."""
-    store, rows = Store(), []
+    store = Store()
+    rows: list[dict[str, Any]] = []
     for item in select(ids, roll_number, preset, settings(changes)):
         wanted = _wanted([item], preset)
         parents = {e.parent.id for e in wanted if e.parent}

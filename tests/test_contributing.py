@@ -56,7 +56,11 @@ def test_a_loss_is_added_by_the_steps_of_the_guide(tmp_path):
         '        if loss.name == "brier":\n'
         "            self.on_logits = losses.Brier()\n",
     )
-    replaced(package / "build.py", "from dlops.losses import", "from dlops import losses\nfrom dlops.losses import")
+    replaced(
+        package / "build.py",
+        "from dlops.losses import",
+        "from dlops import losses\nfrom dlops.losses import",
+    )
     done = subprocess.run(
         [sys.executable, "-c", TRAIN], cwd=tmp_path, capture_output=True, text=True
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from IPython.display import HTML, Markdown, display
 
 from dlops import metrics
-from dlops.experiment import DlopsError
 from dlops.report.quantities import (
     ALPHA,
     LEVEL,
@@ -28,6 +27,7 @@ from dlops.report.quantities import (
     spread,
     values,
 )
+from dlops.settings import DlopsError
 
 __all__ = [
     "Best",

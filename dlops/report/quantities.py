@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import studentized_range, t
 
 from dlops import metrics
-from dlops.experiment import DlopsError
+from dlops.settings import DlopsError
 
 ALPHA = 0.05  # the risk of a wrong verdict
 LEVEL = 1 - 2 * ALPHA  # of an interval: each bound is one of 95 %, as in the one-sided tests
