@@ -41,9 +41,8 @@ from torch.nn import functional
 
 from dlops import export, memory, metrics, plots, train
 from dlops.convolution import Conv3x3
-from dlops.data import DataSet, Split, load
-from dlops.data.fetch import where
-from dlops.data.readers import _decode_paths
+from dlops.data import DataSet, Split, load, locate, present
+from dlops.data.cache import _decode_paths
 from dlops.experiment import Data, DlopsError, Experiment
 from dlops.resnet import ResNet18
 from dlops.store import reports_root, write_json
@@ -464,7 +463,7 @@ def share_cost(per_class: int | None, images: int, seconds: float, device: str) 
     """
     place = train.choose_device(device)
     started = time.perf_counter()
-    if where("tiny-imagenet"):
+    if present("tiny-imagenet")[0]:
         data = load(Data("tiny-imagenet", per_class=per_class), 0)
     else:
         pixels = torch.randint(0, 256, (images, 3, 64, 64), dtype=torch.uint8)
@@ -847,7 +846,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f" device {machine['device']}, {precision_of(device)}, {workers} workers"
     )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = where("tiny-imagenet")
+        folder = locate("tiny-imagenet") if present("tiny-imagenet")[0] else None
         source = "The images are Tiny ImageNet's."
         if folder is None:
             folder = Path(scratch) / "tiny-imagenet-200"

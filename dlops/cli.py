@@ -419,11 +419,10 @@ def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -
 @data_app.command("list")
 def data_list() -> None:
     """Which data sets are here."""
-    from dlops.data.fetch import where
+    from dlops.data import present
 
     for info in DATASETS.values():
-        place = "comes with scikit-learn" if not info.url else where(info.name) or "not here"
-        console.print(f"{info.name:<14} {info.title:<34} {place}")
+        console.print(f"{info.name:<14} {info.title:<34} {escape(present(info.name)[1])}")
 
 
 @data_app.command("fetch")
@@ -457,7 +456,7 @@ def doctor() -> None:
     import torch
 
     from dlops import export
-    from dlops.data.fetch import where
+    from dlops.data import present
 
     def line(name: str, good: bool, words: str) -> None:
         console.print(
@@ -480,8 +479,8 @@ def doctor() -> None:
         fonts or "formulas in PDF may look plain: install a maths font (lmodern)",
     )
     for info in DATASETS.values():
-        place = "comes with scikit-learn" if not info.url else where(info.name)
-        line("data", bool(place), f"{info.name}: {place or f'dlops data fetch {info.name}'}")
+        good, words = present(info.name)
+        line("data", good, f"{info.name}: {words}")
     store = Store()
     here = next(p for p in (store.root, *store.root.parents) if p.exists())
     free = shutil.disk_usage(here).free / 2**30

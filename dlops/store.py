@@ -60,7 +60,14 @@ def code_hash(model: str) -> str:
         else ("autoencoder.py", "pretraining.py")
     )
     digest = hashlib.sha256()
-    for name in ("data/readers.py", "data/batches.py", "losses.py", "train.py", *network):
+    for name in (
+        "data/readers.py",
+        "data/batches.py",
+        "data/cache.py",
+        "losses.py",
+        "train.py",
+        *network,
+    ):
         tree = ast.parse((HERE / name).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
