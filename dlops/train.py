@@ -772,9 +772,10 @@ def _train_network(
     if parent:
         current.start_from(parent.weights)
     elif experiment.model.weights == "imagenet":
-        from dlops.data import weights as pretrained
+        from dlops.data.weights import source_weights
 
-        current.start_from(pretrained.imagenet_weights())
+        found, _ = source_weights("imagenet")
+        current.start_from({f"body.{name}": value.numpy() for name, value in found.items()})
     wanted = experiment.keep != "metrics"
     extra: dict[str, np.ndarray] = {}
     if wanted and experiment.loss.name == "triplet":
