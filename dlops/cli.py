@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dlops.data.fetch import fetch, where
+from dlops.data import present
+from dlops.data.fetch import fetch
 from dlops.execute import execute
 from dlops.experiment import KEEP, Experiment
 from dlops.series import ASSIGNMENTS, Report, select
@@ -211,11 +212,9 @@ def report(
 def _need_data(experiments: Iterable[Experiment]) -> None:
     """DlopsError for a data set that a notebook would show and that is not here."""
     for name in dict.fromkeys(e.data.name for e in experiments):
-        if DATASETS[name].url and not where(name):
-            raise DlopsError(
-                f"A report shows images of {DATASETS[name].title}, which is not here:"
-                f" `dlops data fetch {name}`, or set DLOPS_DATA to the folder that holds it."
-            )
+        here, words = present(name)
+        if not here:
+            raise DlopsError(f"A report shows images of {DATASETS[name].title}: {words}")
 
 
 def _print(page: Path) -> str:
@@ -330,8 +329,7 @@ def data_list(context: typer.Context) -> None:
     """Which data sets are here; `dlops data fetch NAME` fetches one."""
     if context.invoked_subcommand is None:
         for info in DATASETS.values():
-            place = "comes with scikit-learn" if not info.url else where(info.name) or "not here"
-            console.print(f"{info.name:<14} {info.title:<34} {place}")
+            console.print(f"{info.name:<14} {info.title:<34} {escape(present(info.name)[1])}")
 
 
 @data_app.command("fetch")
@@ -385,8 +383,8 @@ def doctor() -> None:
         fonts or "formulas in PDF may look plain: install a maths font (lmodern)",
     )
     for info in DATASETS.values():
-        place = "comes with scikit-learn" if not info.url else where(info.name)
-        line("data", bool(place), f"{info.name}: {place or f'dlops data fetch {info.name}'}")
+        good, words = present(info.name)
+        line("data", good, f"{info.name}: {words}")
     store = Store()
     here = next(p for p in (store.root, *store.root.parents) if p.exists())
     free = shutil.disk_usage(here).free / 2**30

@@ -20,7 +20,7 @@ import torch
 
 from dlops import layerwise, machine
 from dlops.data import DataSet, load
-from dlops.data.weights import imagenet_weights
+from dlops.data.weights import source_weights
 from dlops.evaluate import KEPT, sample
 from dlops.experiment import KEEP, Experiment
 from dlops.settings import DATASETS, DlopsError
@@ -133,7 +133,8 @@ def _train_network(
     if parent:
         current.start_from(parent.weights)
     elif experiment.model.weights == "imagenet":
-        current.start_from(imagenet_weights())
+        found, _ = source_weights("imagenet")
+        current.start_from({f"body.{name}": value.numpy() for name, value in found.items()})
     arrays = {}
     wanted = experiment.keep != "metrics"
     if wanted and experiment.loss.name == "triplet":

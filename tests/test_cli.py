@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from dlops import cli, data
 from dlops.experiment import Experiment
 from dlops.series import select
-from dlops.settings import DlopsError
+from dlops.settings import DATASETS, DlopsError
 from dlops.store import Store
 from dlops.watch import Board, duration
 
@@ -90,6 +91,8 @@ def test_a_device_that_is_not_there(device, dlops, monkeypatch):
 def tiny(monkeypatch):
     """Tiny ImageNet's layout with two classes of three training images and a validation image."""
     monkeypatch.setitem(data.COUNTS, "tiny-imagenet", (6, 2, 0))
+    info = replace(DATASETS["tiny-imagenet"], num_classes=2)
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", info)
     folder = Path(os.environ["DLOPS_DATA"]) / "tiny-imagenet-200"
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     paths = [
@@ -118,7 +121,7 @@ def test_a_truncated_image_is_named(tiny, dlops):
 def test_a_class_without_images_is_named(tiny, dlops):
     for path in (tiny / "train" / "n2" / "images").iterdir():
         path.unlink()
-    refused(dlops(*LITE), str(tiny / "train" / "n2" / "images"), "holds no images")
+    refused(dlops(*LITE), str(tiny / "train"), "holds 0 images of n2, but must hold 3")
 
 
 def test_the_installed_command_says_the_same():
