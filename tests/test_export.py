@@ -475,7 +475,8 @@ def test_front_page_tells_each_claim_once_with_the_verdict_of_each_preset(tmp_pa
     assert supported.get_text() == (
         "supported in preset full: 0.0312, interval 0.01 to 0.05, n = 5"
     )
-    assert supported.a["href"] == "full/a.html#fig-a" and "supported" in supported.a["class"]
+    assert supported.a["href"] == "full/a.html#fig-a"
+    assert "verdict-supported" in supported.a["class"]
     assert refuted.get_text() == "refuted in preset lite"
 
 
