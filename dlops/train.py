@@ -273,7 +273,8 @@ def evaluate(run: Training) -> tuple[dict[str, float], Evaluation]:
             if triplet:  # over P x K groups of the split, the same after every epoch
                 groups = run.groups[name]
                 losses = [run.objective.triplet(part.embeddings[i], part.labels[i]) for i in groups]
-                row[f"{name}_loss"] = torch.stack(losses).mean().item()
+                if losses:  # none where no class of the split has a second image
+                    row[f"{name}_loss"] = torch.stack(losses).mean().item()
             else:
                 loss = run.objective(part.embeddings, part.logits, part.labels)
                 row[f"{name}_loss"] = loss.item()
