@@ -65,7 +65,7 @@ def train(
     decoders = make_decoders(body, tied=model.tied, hidden=hidden)
     history: list[dict[str, Any]] = []
     start_layer, start = 0, {}
-    if state := checkpoint.load():
+    if (state := checkpoint.load()) is not None:
         with fitting():
             body.load_state_dict(state["body"])
             decoders.load_state_dict(state["decoders"])

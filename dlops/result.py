@@ -103,7 +103,14 @@ class Result:
     @cached_property
     def experiment(self) -> Experiment:
         """The experiment that this is the result of."""
-        return Experiment.from_json(self.config if self.digest else _of_before(self.config))
+        try:
+            found = Experiment.from_json(self.config)
+            if found.id == self.id:
+                return found
+        except DlopsError:
+            if self.digest:
+                raise
+        return Experiment.from_json(_of_before(self.config))
 
     @cached_property
     def history(self) -> pd.DataFrame:

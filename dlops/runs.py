@@ -156,7 +156,7 @@ def _train_network(
         before = current.evaluation(current.test).points.cpu().numpy()
         arrays["embeddings_before"] = compact(before[sample(len(before))[:KEPT]])
     current.begin()
-    if state := checkpoint.load():
+    if (state := checkpoint.load()) is not None:
         current.restore(state)
     train_classifier(current, checkpoint, interrupt, progress)
     if wanted and experiment.model.name == "stacked":

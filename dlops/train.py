@@ -309,7 +309,7 @@ def end_epoch(run: Training, started: float) -> dict[str, Any]:
     if not finite(whole):
         raise diverged(run, f"Not all weights and measures were finite after epoch {run.epoch + 1}")
     last = run.epoch + 1 == run.experiment.schedule.epochs
-    losses = [r["batch_loss"] for r in (*run.history, row)]
+    losses = [max(r["batch_loss"], r["train_loss"]) for r in (*run.history, row)]
     if wild(losses, run.first_loss, last):
         raise diverged(
             run,
