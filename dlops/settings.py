@@ -102,7 +102,8 @@ NOT_TRIPLET = {"loss": ("cross-entropy", "center", "reconstruction")}
 @dataclass(frozen=True)
 class Data:
     name: str = setting("digits", "the data set", choices=tuple(DATASETS))
-    classes: int | None = setting(None, "the first so many classes", low=2)
+    classes: int | None = setting(None, "so many classes, the first", low=2)
+    class_seed: int | None = setting(None, "draw the classes by this seed instead", low=0)
     per_class: int | None = setting(None, "training images a class", low=2)
     test_per_class: int | None = setting(None, "test images a class", low=1)
     image_size: int | None = setting(None, "pixels a side", low=4, high=512)
