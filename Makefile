@@ -1,6 +1,6 @@
 # make reports   the quick series: trained, executed, exported; prints where the index is
 # make test      format, lint, types, tests, and every notebook
-# make lab       the notebooks in JupyterLab
+# make lab       a working copy of the notebooks (lab/, yours to change) in JupyterLab
 # make clean     removes what these made, but no training results
 #
 # PYTHON=python3.12 make ...   makes the environment with that Python
@@ -27,7 +27,8 @@ test: $(VENV)/.dlops-dev
 	$(BIN)/python -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 $(NOTEBOOKS)
 
 lab: $(VENV)/.dlops
-	$(BIN)/python -m jupyterlab notebooks
+	@mkdir -p lab && cp -Rn notebooks/. lab/ || true
+	$(BIN)/python -m jupyterlab lab
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache reports/quick

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 BLOCK = 1000  # images that are encoded or evaluated at once
 SAMPLE = 5000  # training images on which the loss is reported
 
-OnEpoch = Callable[[int, int, float, float], None]
+OnEpoch = Callable[[int, int, float, float, torch.optim.Optimizer], None]
 
 
 class StackedClassifier(nn.Module):
@@ -150,6 +150,7 @@ def pretrain_layerwise(
     output: str = "sigmoid",
     decoders: nn.ModuleList | None = None,
     start_layer: int = 0,
+    start: dict[str, Any] | None = None,
     **training: Any,
 ) -> nn.ModuleList:
     """Train layer after layer; the earlier ones stay as they are.
@@ -157,8 +158,8 @@ def pretrain_layerwise(
     images, val_images: [N, ...], uint8 or floats in [0, 1]; on any device,
         or memory-mapped
     tied, output: see `make_decoders`
-    decoders, start_layer: those of an interrupted run, and the layer (from
-        0) at which to go on
+    decoders, start_layer, start: those of an interrupted run, the layer (from
+        0) at which to go on, and its first_epoch and optimizer_state
     training: epochs (for each layer), batch_size, lr, seed, noise, on_epoch;
         see `train_part`
 
@@ -168,7 +169,8 @@ def pretrain_layerwise(
         decoders = make_decoders(model, tied=tied, output=output)
     for k in range(start_layer, len(model.encoder)):
         part = slice(k, k + 1)
-        train_part(model, decoders, part, images, val_images, **training)
+        own = {**training, **(start or {})} if k == start_layer else training
+        train_part(model, decoders, part, images, val_images, **own)
     return decoders
 
 
@@ -211,6 +213,8 @@ def train_part(
     seed: int,
     noise: float = 0.0,
     on_epoch: OnEpoch | None = None,
+    first_epoch: int = 0,
+    optimizer_state: dict[str, Any] | None = None,
 ) -> None:
     """Train a part of the layers to reproduce the codes of those below it.
 
@@ -219,8 +223,9 @@ def train_part(
 
     noise: share of its inputs that the part sees as 0 while it trains
     on_epoch: called with layer (the part's first, from 0), epoch (0 before
-        any training), and the loss, without noise, on training images (at
-        most 5,000 of them) and on validation images
+        any training), the loss, without noise, on training images (at most
+        5,000 of them) and on validation images, and the optimizer
+    first_epoch, optimizer_state: where an interrupted run goes on
     """
     model.eval()
     device = model.head.weight.device
@@ -247,6 +252,8 @@ def train_part(
 
     trained = nn.ModuleList([*model.encoder[part], *decoders[part]])
     optimizer = torch.optim.Adam(trained.parameters(), lr=lr, fused=True)
+    if optimizer_state:
+        optimizer.load_state_dict(optimizer_state)
 
     def train_epoch(number: int) -> None:
         shuffle = torch.Generator().manual_seed(number)
@@ -263,11 +270,12 @@ def train_part(
             loss.backward()
             optimizer.step()
 
-    for epoch in range(epochs + 1):
+    for epoch in range(first_epoch, epochs + 1):
         if epoch > 0:
             train_epoch((seed * 1000 + first) * 100_000 + epoch)
         if on_epoch is not None:
-            on_epoch(first, epoch, evaluate(sample), evaluate(val_inputs))
+            losses = evaluate(sample), evaluate(val_inputs)
+            on_epoch(first, epoch, *losses, optimizer)
 
 
 def decode(

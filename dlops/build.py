@@ -63,7 +63,7 @@ class Objective:
     def __init__(self, experiment: Experiment, dim: int, device: torch.device) -> None:
         loss = experiment.loss
         self.name = loss.name
-        self.cross_entropy = CrossEntropy(loss.label_smoothing)
+        self.on_logits = CrossEntropy(loss.label_smoothing)
         if loss.name == "triplet":
             options = loss.margin, loss.distance, loss.mining, loss.normalize, loss.scale
             self.triplet = TripletHard(*options)
@@ -75,7 +75,7 @@ class Objective:
     def __call__(self, embeddings: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         if self.name == "triplet":
             return self.triplet(embeddings, labels)
-        loss = self.cross_entropy(logits, labels)
+        loss = self.on_logits(logits, labels)
         if self.name == "center":
             loss = loss + self.weight * self.center(embeddings, labels)
         return loss

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +18,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from dlops.data import present
+from dlops.data.fetch import fetch
+from dlops.execute import execute
 from dlops.experiment import KEEP, Experiment
 from dlops.series import ASSIGNMENTS, Report, select
-from dlops.series.presets import check_preset
 from dlops.settings import DATASETS, DlopsError, choices
-from dlops.store import Result, Store, project_root, publish, reports_root
+from dlops.slots import Slots
+from dlops.store import Store, project_root, publish, reports_root
+from dlops.watch import Board, Watch, duration
 
 app = typer.Typer(
     help="Deep-learning reports: train what a question asks, execute and export its notebooks.",
@@ -32,13 +37,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Begin with [bold]dlops run q1.1[/]: real digits, about a minute, no download.",
 )
-data_app = typer.Typer(help="Fetch data sets, and see which are there.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch data sets, and see which are there.")
 app.add_typer(data_app, name="data")
 console = Console(highlight=False, soft_wrap=True)
 PUBLISHED = ("lite", "original", "full")  # presets whose results are kept beside their reports
 
 FEW = 8  # more experiments than this are shown as a table, not epoch by epoch
-CELL_SECONDS = 600  # a cell that takes longer hangs: reports never train
 
 Ids = Annotated[
     list[str] | None,
@@ -88,12 +92,6 @@ def _value(text: str) -> Any:
     return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def suffix(changes: dict[str, Any]) -> str:
-    """What a changed report's file name ends with, so that it replaces no other."""
-    words = (f"{name}-{value}" for name, value in sorted(changes.items()))
-    return "".join(f"-{word}" for word in words).replace("/", "_").replace(" ", "")
-
-
 @app.command()
 def run(
     ids: Ids = None,
@@ -121,11 +119,10 @@ def train(
     jobs: Jobs = 1,
 ) -> None:
     """Train what is missing, and keep the results in the store. Ask again to resume."""
-    wanted = _wanted(select(ids, roll_number, preset), preset, settings(changes))
+    wanted = _wanted(select(ids, roll_number, preset, settings(changes)), preset)
     store = Store()
     missing = [e for e in wanted if force or not settled(store, e)]
-    done = len(wanted) - len(missing)
-    if done:
+    if done := len(wanted) - len(missing):
         console.print(f"{done} of {len(wanted)} results are in the store.")
     if not missing:
         return
@@ -135,8 +132,7 @@ def train(
     due = {e.id for e in missing} | {e.id for e in sources if not store.find(e)}
     many = jobs > 1 or len(due) > FEW
     with Board(console, due) if many else Watch(console, len(due)) as watch:
-        from dlops.runs import run_all
-        from dlops.slots import Slots
+        from dlops.runs import run_all  # which imports torch
 
         try:
             with Slots(jobs, watch) if jobs > 1 else nullcontext() as executor:
@@ -152,146 +148,11 @@ def settled(store: Store, experiment: Experiment) -> bool:
     return store.find(experiment) is not None or diverged
 
 
-def _wanted(reports: list[Report], preset: str, changes: dict[str, Any]) -> list[Experiment]:
-    check_preset(preset)
-    wanted = [e for report in reports for e in report.wanted(preset, **changes)]
-    by_keep = sorted(wanted, key=lambda e: KEEP.index(e.keep))  # of equals the one that keeps more
-    most = {e.id: e for e in by_keep}
+def _wanted(reports: Iterable[Report], preset: str) -> list[Experiment]:
+    """The experiments of all reports, each once: of equals the one that keeps more."""
+    wanted = [e for report in reports for e in report.wanted(preset)]
+    most = {e.id: e for e in sorted(wanted, key=lambda e: KEEP.index(e.keep))}
     return [most[id_] for id_ in dict.fromkeys(e.id for e in wanted)]
-
-
-class Watch:
-    """Progress that a person likes to watch; on anything but a terminal, a line an epoch."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[say]}")
-        self.bars = Progress(*columns, console=console, transient=True)
-        self.console, self.total, self.count = console, total, 0
-        self.epochs, self.began, self.row = 1, time.monotonic(), ""
-        self.task = self.bars.add_task("", total=None, say="")
-
-    def __enter__(self) -> Watch:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if "experiment" in event:
-            self.count += 1
-            self.epochs, self.began, self.row = event["epochs"], time.monotonic(), ""
-            title = escape(event["experiment"].title)
-            self.console.print(f"[bold]{self.count}/{self.total}[/] {title}")
-            self.bars.update(self.task, description="", completed=0, total=self.epochs, say="")
-        elif "row" in event:
-            row, self.epochs = event["row"], event.get("epochs", self.epochs)
-            shown = {
-                k: row[k] for k in ("train_loss", "val_loss", "val_top1", "val_top5") if k in row
-            }
-            numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-            left = (time.monotonic() - self.began) / event["epoch"] * (self.epochs - event["epoch"])
-            rate = row.get("images_per_second")
-            speed = f"  {rate:.0f} images/s" if rate else ""
-            epoch = f"{event['epoch']:3d}/{self.epochs}"
-            epoch += f"  layer {row['layer'] or 'all'}" if "layer" in row else ""
-            self.console.print(f"  epoch {epoch}  {numbers}{speed}  {duration(left)} left")
-            self.bars.update(self.task, completed=event["epoch"], total=self.epochs)
-        elif "steps" in event:
-            done = event["epoch"] + event["step"] / event["steps"]
-            left = (time.monotonic() - self.began) / max(done, 1e-9) * (self.epochs - done)
-            words = f"{event['rate']:.0f} images/s, {duration(left)} left"
-            text = f"  epoch {event['epoch'] + 1}"
-            self.bars.update(self.task, description=text, completed=done, say=words)
-        elif "total" in event:
-            words = f"{event['done']:,} of {event['total']:,}"
-            self.bars.update(
-                self.task,
-                description=f"  {event['what']}",
-                completed=event["done"],
-                total=event["total"],
-                say=words,
-            )
-
-    def result(self, experiment: Experiment, result: Result | Exception) -> None:
-        """Say how an experiment ended."""
-        if isinstance(result, Exception):
-            self.console.print("  [red]failed[/]")  # why is said once, at the end
-            return
-        m = result.metrics
-        shown = {"top-5": "test_top5", "top-1": "test_top1"}
-        words = ", ".join(f"test {k} {100 * m[v]:.1f} %" for k, v in shown.items() if v in m)
-        self.console.print(f"  [green]done[/] {words}  ({duration(result.provenance['seconds'])})")
-
-
-class Board:
-    """Progress of many runs: a table that fills, above a bar for all and one for each slot."""
-
-    def __init__(self, console: Console, ids: set[str]) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[say]}")
-        self.bars = Progress(*columns, console=console, transient=True)
-        self.console, self.began, self.count = console, time.monotonic(), 0
-        self.ids, self.total = ids, len(ids)
-        self.all = self.bars.add_task("all", total=self.total, say=f"0 of {self.total}")
-        self.slots: dict[int, Any] = {}
-        self.bases: dict[tuple[str, ...], Experiment] = {}
-
-    def __enter__(self) -> Board:
-        head = f"{'run':>7}  {'val. top-1':>10}  {'test top-1':>10}  {'time':>9}  experiment"
-        self.console.print(f"[bold]{head}[/]")
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        slot = event.get("slot", 0)
-        if slot not in self.slots:
-            self.slots[slot] = self.bars.add_task(f"slot {slot + 1}", total=None, say="")
-        task = self.slots[slot]
-        if "experiment" in event:
-            say = escape(self.words(event["experiment"]))
-            self.bars.update(task, completed=0, total=event["epochs"], say=say)
-        elif "row" in event:
-            self.bars.update(task, completed=event["epoch"])
-        elif "steps" in event:
-            self.bars.update(task, completed=event["epoch"] + event["step"] / event["steps"])
-
-    def words(self, experiment: Experiment) -> str:
-        """The experiment, and what it changes of the first one of its kind."""
-        title = experiment.title.split(",")[:3]  # loss, optimizer, data
-        kind = *title, experiment.model.weights, str(experiment.data.per_class)
-        old = self.bases.setdefault(kind, experiment).settings
-        changed = {n: v for n, v in experiment.settings.items() if n != "seed" and old.get(n) != v}
-        return ", ".join([experiment.title, *(f"{n} {v}" for n, v in changed.items())])
-
-    def result(self, experiment: Experiment, result: Result | Exception) -> None:
-        """Add a row to the table, unless it was in the store."""
-        if experiment.id not in self.ids:
-            return
-        self.count += 1
-        left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
-        say = f"{self.count} of {self.total}, {duration(left)} left"
-        self.bars.update(self.all, completed=self.count, say=say)
-        place = f"{self.count}/{self.total}"
-        words = escape(self.words(experiment))
-        if isinstance(result, Exception):
-            self.console.print(f"{place:>7}  [red]{'failed':>33}[/]  {words}")
-            return
-        m = result.metrics
-        cells = [f"{100 * m[k]:.1f} %" if k in m else "–" for k in ("val_top1", "test_top1")]
-        time_ = duration(result.provenance["seconds"])
-        self.console.print(f"{place:>7}  {cells[0]:>10}  {cells[1]:>10}  {time_:>9}  {words}")
-
-
-def duration(seconds: float) -> str:
-    """75 -> "1 min 15 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 @app.command()
@@ -303,129 +164,172 @@ def report(
     author: Author = None,
 ) -> None:
     """Execute the notebooks from the store and export HTML and PDF. Never trains."""
-    from dlops import export
+    from dlops import export  # which imports nbconvert
 
-    changed = settings(changes)
-    reports = select(ids, roll_number, preset)
-    check_preset(preset)
-    store = Store()
-    missing = {
-        r.question: r
-        for r in reports
-        if any(not settled(store, e) for e in r.wanted(preset, **changed))
-    }
-    if author:  # the document has every question with results
-        reports = [r for r in reports if r.question not in missing]
-        for question in missing:
-            console.print(f"{question} has no results in preset {preset} yet, and is left out.")
-    elif missing:
-        words = " ".join(["dlops train", *missing, f"--preset {preset}"])
+    store, asked = Store(), select(ids, roll_number, preset, settings(changes))
+    missing = [r for r in asked if any(not settled(store, e) for e in r.wanted(preset))]
+    ready = [r for r in asked if r not in missing]
+    if missing and not author:  # the document has every question with results
+        questions = dict.fromkeys(r.question for r in missing)
+        words = " ".join(["dlops train", *questions, f"--preset {preset}"])
+        words += f" --roll-number {roll_number}" if roll_number else ""
         words += "".join(f" --set {pair}" for pair in changes or [])
-        raise DlopsError(f"Results are missing for {', '.join(missing)}; train them with: {words}")
-    if not reports:
+        raise DlopsError(f"Results are missing for {', '.join(questions)}; train them: {words}")
+    if not ready:
         raise DlopsError("There is nothing to report: no question that was asked for has results.")
+    _need_data(e for r in ready for e in r.wanted(preset))
 
-    folder = reports_root() / preset
-    failures, no_pdf = [], ""
+    folder, problems, no_pdf = reports_root() / preset, [], ""
     pages: dict[str, list[Path]] = {}
-    for number, item in enumerate(reports, 1):
-        began = time.monotonic()
-        page = folder / f"{item.name}{suffix(changed)}.html"
-        console.print(f"[bold]{number}/{len(reports)}[/] {item.title}")
-        executed = execute(item, preset, changed, page.with_suffix(".ipynb"))
-        failed = export.export(executed, page, title=item.title)
-        if failed:
-            failures.append(f"{item.name}: {failed}")
-        no_pdf = _print(export.pdf, page) or no_pdf
-        if preset in PUBLISHED and not failed:
-            for experiment in item.wanted(preset, **changed):
-                if result := store.get(experiment):
-                    publish(result, preset)
+    for number, item in enumerate(ready, 1):
+        began, page = time.monotonic(), folder / f"{item.name}.html"
+        console.print(f"[bold]{number}/{len(ready)}[/] {item.title}")
+        notebook = project_root() / "notebooks" / item.notebook
+        given = {"preset": preset, **dict(item.parameters)}
+        with console.status("  executing"):
+            executed = execute(notebook, given, page.with_suffix(".ipynb"))
+        if failed := export.export(executed, page, title=item.title):
+            problems.append(f"{item.name}: {failed}")
+            console.print(f"  {page.with_suffix('.failed.html')}")
+            continue
+        no_pdf = _print(page) or no_pdf
+        if preset in PUBLISHED:
+            for result in filter(None, map(store.get, item.wanted(preset))):
+                publish(result, preset)
         pages.setdefault(item.assignment, []).append(page)
         console.print(f"  {page}  ({duration(time.monotonic() - began)})")
     if author:
-        for assignment, chapters in pages.items():
-            page = folder / f"{assignment}-{roll_number or 'all'}.html"
-            failed = export.hand_in(
-                chapters,
-                page,
-                title=ASSIGNMENTS[assignment],
-                author=author,
-                roll_number=roll_number or "",
-                date=time.strftime("%Y-%m-%d"),
-            )
-            no_pdf = _print(export.pdf, page) or no_pdf
-            console.print(f"To hand in: {page}")
-    index = export.index(reports_root())
+        no_pdf = _hand_in(pages, folder, author, roll_number or "") or no_pdf
+        left_out = [f"{r.question} ({r.variant})" if r.variant else r.question for r in missing]
+        problems += [f"left out for want of results: {', '.join(left_out)}"] if left_out else []
     if no_pdf:
         console.print(f"[yellow]{escape(no_pdf)}[/]")
-    console.print(f"The index of all reports: {index}")
-    if failures:
-        raise DlopsError("; ".join(failures))
+    console.print(f"The index of the reports: {export.index(reports_root(), preset)}")
+    if problems:
+        raise DlopsError("; ".join(problems))
 
 
-def _print(pdf: Callable[[Path, Path], None], page: Path) -> str:
+def _need_data(experiments: Iterable[Experiment]) -> None:
+    """DlopsError for a data set that a notebook would show and that is not here."""
+    for name in dict.fromkeys(e.data.name for e in experiments):
+        here, words = present(name)
+        if not here:
+            raise DlopsError(f"A report shows images of {DATASETS[name].title}: {words}")
+
+
+def _print(page: Path) -> str:
     """Print a page; where that cannot be done, why."""
+    from dlops import export
+
     try:
-        pdf(page, page.with_suffix(".pdf"))
+        export.pdf(page, page.with_suffix(".pdf"))
     except DlopsError as error:
         page.with_suffix(".pdf").unlink(missing_ok=True)
         return str(error)
     return ""
 
 
-def execute(item: Report, preset: str, changes: dict[str, Any], output: Path) -> Path:
-    """Execute a report's notebook by papermill, whole or failed, and return where it lies."""
-    notebook = project_root() / "notebooks" / item.notebook
-    if not notebook.exists():
-        raise DlopsError(f"There is no notebook {notebook}; run dlops from its checkout.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
-    parameters = {"preset": preset, **dict(item.parameters), **changes}
-    command = [sys.executable, "-m", "papermill", str(notebook), str(temporary)]
-    command += ["--parameters_yaml", json.dumps(parameters), "--cwd", str(notebook.parent)]
-    command += ["--kernel", "python3", "--no-progress-bar", "--autosave-cell-every", "2"]
-    command += ["--execution-timeout", str(CELL_SECONDS)]
-    environment = {**os.environ, "DLOPS_TRAIN": "never"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if not temporary.exists():  # a cell that failed leaves a notebook; the export says so
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise DlopsError(f"{notebook.name} could not be executed: {last}")
-    os.replace(temporary, output)
-    return output
+def _hand_in(pages: dict[str, list[Path]], folder: Path, author: str, roll_number: str) -> str:
+    """One document an assignment; where it cannot be printed, why."""
+    from dlops import export
+
+    no_pdf = ""
+    for assignment, chapters in pages.items():
+        page = folder / f"{assignment}-{re.sub(r'[^0-9A-Za-z]+', '-', roll_number) or 'all'}.html"
+        export.hand_in(
+            chapters,
+            page,
+            title=ASSIGNMENTS[assignment],
+            author=author,
+            roll_number=roll_number,
+            date=time.strftime("%Y-%m-%d"),
+        )
+        no_pdf = _print(page) or no_pdf
+        console.print(f"To hand in: {page}")
+    return no_pdf
 
 
 @app.command("list")
-def list_(ids: Ids = None, preset: Preset = "quick", roll_number: Roll = None) -> None:
-    """Every run of the series: missing, running, interrupted, complete or failed."""
-    check_preset(preset)
-    store, table = Store(), Table(box=None, pad_edge=False)
-    for name in ("report", "runs", "identity", "experiment", "state"):
-        table.add_column(name, no_wrap=name in ("identity", "state"))
+def list_(
+    ids: Ids = None,
+    preset: Preset = "quick",
+    roll_number: Roll = None,
+    changes: Set = None,
+    every: Annotated[bool, typer.Option("--all", help="Each run, with what it changes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The reports of a preset: how many of their runs are complete, and the headline."""
+    store = Store()
+    rows: list[dict[str, Any]] = []
+    for item in select(ids, roll_number, preset, settings(changes)):
+        wanted = _wanted([item], preset)
+        parents = {e.parent.id for e in wanted if e.parent}
+        headline = next(e for e in wanted if e.id not in parents)
+        runs = [_row(store, e, headline) for e in wanted]
+        counts = Counter(run["state"] for run in runs)
+        rows.append(
+            {
+                "report": item.name,
+                "states": dict(counts),
+                "headline": runs[wanted.index(headline)],
+                "runs": runs,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("run" if every else "report", "state", "top-5", "top-1", "time"):
+        left = name in ("report", "run", "state")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left)
+    for row in rows:
+        if every:
+            table.add_row(f"[bold]{row['report']}[/]")
+            for run in row["runs"]:
+                words = escape(f"{run['id']} {run['words']}")
+                table.add_row(words, _coloured(run["state"]), *_numbers(run))
+        else:
+            states = [f"{n} {_coloured(state)}" for state, n in row["states"].items()]
+            table.add_row(row["report"], ", ".join(states), *_numbers(row["headline"]))
+    console.print(table, soft_wrap=False)
+    for error in dict.fromkeys(run["error"] for row in rows for run in row["runs"]):
+        if error:
+            console.print(f"[red]failed[/] {escape(error)}")
+
+
+def _row(store: Store, experiment: Experiment, base: Experiment) -> dict[str, Any]:
+    """What there is to tell of a run: its state, what it changes of the first one, its result."""
+    state, result = store.status(experiment), store.get(experiment)
+    alike = experiment.data.name, experiment.model.weights
+    kin = experiment is not base and alike == (base.data.name, base.model.weights)
+    words = experiment.differs(base) if kin else experiment.title
+    return {
+        "id": experiment.id,
+        "words": words,
+        "state": state,
+        "top5": result.metrics.get("test_top5") if result else None,
+        "top1": result.metrics.get("test_top1") if result else None,
+        "seconds": result.provenance["seconds"] if result else None,
+        "error": store.failure(experiment) if state == "failed" else None,
+    }
+
+
+def _numbers(run: dict[str, Any]) -> list[str]:
+    shares = [f"{100 * x:.1f} %" if x is not None else "–" for x in (run["top5"], run["top1"])]
+    return [*shares, duration(run["seconds"]) if run["seconds"] else "–"]
+
+
+def _coloured(state: str) -> str:
     colours = {"complete": "green", "failed": "red", "running": "cyan"}
-    failures = []
-    for item in select(ids, roll_number, preset):
-        wanted = item.wanted(preset)
-        for position, experiment in enumerate(wanted):
-            state = store.status(experiment)
-            if state == "failed":
-                failures.append(f"{experiment.id}: {store.failure(experiment)}")
-            shown = f"[{colours[state]}]{state}[/]" if state in colours else state
-            first = (item.name, str(len(wanted))) if position == 0 else ("", "")
-            table.add_row(*first, experiment.id, escape(experiment.title), shown)
-    console.print(table)
-    for failure in failures:
-        console.print(f"[red]failed[/] {escape(failure)}")
+    return f"[{colours[state]}]{state}[/]" if state in colours else state
 
 
-@data_app.command("list")
-def data_list() -> None:
-    """Which data sets are here."""
-    from dlops.data.fetch import where
-
-    for info in DATASETS.values():
-        place = "comes with scikit-learn" if not info.url else where(info.name) or "not here"
-        console.print(f"{info.name:<14} {info.title:<34} {place}")
+@data_app.callback(invoke_without_command=True)
+def data_list(context: typer.Context) -> None:
+    """Which data sets are here; `dlops data fetch NAME` fetches one."""
+    if context.invoked_subcommand is None:
+        for info in DATASETS.values():
+            console.print(f"{info.name:<14} {info.title:<34} {escape(present(info.name)[1])}")
 
 
 @data_app.command("fetch")
@@ -435,15 +339,13 @@ def data_fetch(
     ],
 ) -> None:
     """Fetch a data set or weights from the publisher: resumable, verified, unpacked."""
-    from dlops.data.fetch import fetch
-
     with Watch(console, 1) as watch:
 
         def fetching(done: int, total: int) -> None:
             watch({"what": f"fetching {name}", "done": done, "total": total})
 
         if name == "imagenet-weights":
-            from dlops.data.weights import fetch_imagenet
+            from dlops.data.weights import fetch_imagenet  # which imports torch
 
             place = fetch_imagenet(progress=fetching)
         else:
@@ -459,7 +361,6 @@ def doctor() -> None:
     import torch
 
     from dlops import export
-    from dlops.data.fetch import where
 
     def line(name: str, good: bool, words: str) -> None:
         console.print(
@@ -482,8 +383,8 @@ def doctor() -> None:
         fonts or "formulas in PDF may look plain: install a maths font (lmodern)",
     )
     for info in DATASETS.values():
-        place = "comes with scikit-learn" if not info.url else where(info.name)
-        line("data", bool(place), f"{info.name}: {place or f'dlops data fetch {info.name}'}")
+        good, words = present(info.name)
+        line("data", good, f"{info.name}: {words}")
     store = Store()
     here = next(p for p in (store.root, *store.root.parents) if p.exists())
     free = shutil.disk_usage(here).free / 2**30
@@ -499,16 +400,29 @@ def math_font() -> str:
     return next((name for name in known if name in listed), "")
 
 
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    if show:
+        from importlib.metadata import version
+
+        console.print(f"dlops {version('dlops')}")
+        raise typer.Exit
+
+
 def main() -> None:
-    """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C is 130."""
+    """Entry point: a user's mistake is one sentence and exit code 2, Ctrl-C and SIGTERM are 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
         if code == 130:  # typer makes this of Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code)
     except DlopsError as error:
-        stderr = Console(stderr=True, highlight=False, soft_wrap=True)
-        stderr.print(f"[red]dlops:[/] {escape(str(error))}")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[red]dlops:[/] {escape(str(error))}"
+        )
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         console.print("Stopped. What was trained is kept; the same command goes on from there.")

@@ -17,8 +17,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from dlops import metrics, plots
-from dlops.embeddings import sampled, spread
 from dlops.report import OPTIMIZERS, Live, interval, percent, show, table
+from dlops.report.q1 import sampled
+from dlops.report.q1 import separation as spread
 from dlops.runs import run_all
 from dlops.series.questions import OPTIMIZER_SETTINGS, by_loss
 from dlops.settings import DATASETS, DlopsError

@@ -104,9 +104,15 @@ def test_results(
         "labels": labels.astype(whole),
         "confidence": confidence.astype(np.float32),
         "sample": order.astype(np.int32),
-        "embeddings": points[order[:KEPT]].astype(np.float16),
+        "embeddings": compact(points[order[:KEPT]]),
         "tsne": measure.tsne(points[order], seed=0).astype(np.float32),
     }
+
+
+def compact(values: np.ndarray) -> np.ndarray:
+    """As float16, or as float32 where that would overflow."""
+    fits = np.abs(values).max(initial=0) <= np.finfo(np.float16).max
+    return values.astype(np.float16 if fits else np.float32)
 
 
 def sample(images: int) -> np.ndarray:

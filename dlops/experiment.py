@@ -189,6 +189,13 @@ class Experiment:
         """A short name for tables, e.g. "triplet, adam, digits, seed 0"."""
         return f"{self.loss.name}, {self.optimizer.name}, {self.data.name}, seed {self.seed}"
 
+    def differs(self, base: Experiment) -> str:
+        """What this changes of another experiment, e.g. "lr 0.01, seed 1"; "" for nothing."""
+        old, new = base.settings, self.settings
+        changed = {n: v for n, v in new.items() if old.get(n) != v and v is not None}
+        words = (f"{v:g}" if isinstance(v, float) else str(v) for v in changed.values())
+        return ", ".join(f"{name} {word}" for name, word in zip(changed, words))
+
     def with_(self, **flat: Any) -> Experiment:
         """The same experiment with some flat settings (or parent, keep) changed."""
         extra = {name: flat.pop(name) for name in ("parent", "keep") if name in flat}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,14 @@ from dlops.autoencoder import (
     reconstruct,
 )
 from dlops.build import Network
+from dlops.checkpoint import Checkpoint, fitting
 from dlops.data import DataSet
+from dlops.divergence import Diverged, suspects, wild
 from dlops.experiment import Experiment
 from dlops.metrics import tsne
+from dlops.result import finite
 from dlops.settings import DlopsError, Optimizer, Schedule
-from dlops.store import load_checkpoint, save_checkpoint
-from dlops.train import Diverged, Outcome
+from dlops.train import Outcome
 
 HEADLINE = 3  # X[3], zero-based: the layer that the question asks about
 FIRST = 500  # test images of each class in the headline layer's t-SNE
@@ -40,14 +40,14 @@ def train(
     experiment: Experiment,
     data: DataSet,
     device: torch.device,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     interrupt: threading.Event,
     progress: Callable[[dict[str, Any]], None],
 ) -> Outcome:
     """Pretrain a stack as the experiment says, on the training images without their labels.
 
     History: layer (from 1; 0 means all at once), epoch (0 is before any training), train_loss,
-    val_loss (mean squared errors), seconds. A run that stops goes on at the layer it was in.
+    val_loss (mean squared errors), seconds. A run that stops goes on after the epoch it was in.
     Raises Diverged, KeyboardInterrupt, or DlopsError for an optimizer that it does not have.
     """
     model, schedule, optimizer = experiment.model, experiment.schedule, experiment.optimizer
@@ -64,32 +64,32 @@ def train(
     hidden = "linear" if layerwise else model.activation
     decoders = make_decoders(body, tied=model.tied, hidden=hidden)
     history: list[dict[str, Any]] = []
-    start = 0
-    if state := load_checkpoint(checkpoint):
-        body.load_state_dict(state["body"])
-        decoders.load_state_dict(state["decoders"])
-        history, start = state["history"], state["layer"]
+    start_layer, start = 0, {}
+    if state := checkpoint.load():
+        with fitting():
+            body.load_state_dict(state["body"])
+            decoders.load_state_dict(state["decoders"])
+            history, start_layer, start = state["history"], state["layer"], state["start"]
     last = time.perf_counter()
 
-    def on_epoch(layer: int, epoch: int, train_loss: float, val_loss: float) -> None:
+    def on_epoch(
+        layer: int, epoch: int, train_loss: float, val_loss: float, adam: torch.optim.Optimizer
+    ) -> None:
         nonlocal last
-        if epoch == 0 and layer > start:
-            parts = {"body": body.state_dict(), "decoders": decoders.state_dict()}
-            save_checkpoint(checkpoint, {**parts, "history": history, "layer": layer})
-        if not math.isfinite(train_loss + val_loss):
-            raise Diverged(
-                f"The reconstruction loss was not finite in epoch {epoch} of layer {layer + 1}."
-                f" Try a learning rate below {optimizer.lr:g}."
-            )
         row: dict[str, Any] = {"layer": layer + 1 if layerwise else 0, "epoch": epoch}
         row |= {"train_loss": train_loss, "val_loss": val_loss}
         row["seconds"] = time.perf_counter() - last
         last = time.perf_counter()
         history.append(row)
+        check(experiment, history)
         if epoch:
             done, total = layer * schedule.epochs + epoch, schedule.epochs
             total *= len(body.encoder) if layerwise else 1
             progress({"epoch": done, "epochs": total, "row": row})
+        if interrupt.is_set() or checkpoint.due:
+            now = {"first_epoch": epoch + 1, "optimizer_state": adam.state_dict()}
+            parts = {"body": body.state_dict(), "decoders": decoders.state_dict()}
+            checkpoint.save({**parts, "history": history, "layer": layer, "start": now})
         if interrupt.is_set():
             raise KeyboardInterrupt
 
@@ -104,9 +104,9 @@ def train(
         "on_epoch": on_epoch,
     }
     if layerwise:
-        pretrain_layerwise(body, images, start_layer=start, **settings)
+        pretrain_layerwise(body, images, start_layer=start_layer, start=start, **settings)
     else:
-        pretrain_end_to_end(body, images, **settings)
+        pretrain_end_to_end(body, images, **settings, **start)
 
     depths = range(1, len(body.encoder) + 1) if layerwise else [len(body.encoder)]
     truth = val.float() / 255
@@ -136,6 +136,20 @@ def train(
     names = {f"body.{name}": value.cpu().numpy() for name, value in body.state_dict().items()}
     weights = {name: value for name, value in names.items() if not name.startswith("body.head.")}
     return Outcome(metrics, history, arrays, weights, sum(row["seconds"] for row in history))
+
+
+def check(experiment: Experiment, history: list[dict[str, Any]]) -> None:
+    """Raise Diverged if the last row's loss is not finite, or has left for good."""
+    row = history[-1]
+    losses = [r["train_loss"] for r in history if r["layer"] == row["layer"]]
+    last = row["epoch"] == experiment.schedule.epochs
+    if not finite(row) or wild(losses, losses[0], last):
+        where = f"epoch {row['epoch']}" + (f" of layer {row['layer']}" if row["layer"] else "")
+        raise Diverged(
+            f"The reconstruction loss was {row['train_loss']:.3g} in {where}, and"
+            f" {losses[0]:.3g} before any training; a loss that is not finite, or does not come"
+            f" back, is a run that diverged. Try {suspects(experiment)}."
+        )
 
 
 def gather(data: DataSet, unlabelled: int, device: torch.device) -> Tensor:

@@ -182,7 +182,8 @@ def softmax_weighted(
     and Re-Identification") have these weights without the hardness t >= 0,
     which is ours. At 0 it gives the means over all, at infinity `batch_hard`.
     It counts per unit of distance: for embeddings of length 1, which are at
-    most 2 apart, 16 is hard. The gradient flows through the weights as well.
+    most 2 apart, 16 is hard. The weights are constants to the gradient, which
+    would otherwise push the nearest positives away: t (d_ap - d_p) > 1.
 
     distance: [B, B]; labels: [B]. Returns two [B] tensors, with -inf and inf
     where `batch_hard` has them.
@@ -190,8 +191,9 @@ def softmax_weighted(
     if hardness == torch.inf:
         return batch_hard(distance, labels)
     positive, negative = relations(labels)
-    d_ap = weighted_mean(distance, positive, hardness * distance)
-    d_an = weighted_mean(distance, negative, -hardness * distance)
+    score = hardness * distance.detach()
+    d_ap = weighted_mean(distance, positive, score)
+    d_an = weighted_mean(distance, negative, -score)
     d_ap = d_ap.masked_fill(~positive.any(dim=1), -torch.inf)
     d_an = d_an.masked_fill(~negative.any(dim=1), torch.inf)
     return d_ap, d_an

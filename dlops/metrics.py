@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest, bootstrap, t
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -72,8 +74,6 @@ def most_confused(
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion (Wilson 1927)."""
-    from scipy.stats import binomtest
-
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} is no proportion")
     low, high = binomtest(successes, n).proportion_ci(level, method="wilson")
@@ -84,8 +84,6 @@ def bootstrap_interval(
     values: ArrayLike, *, seed: int = 0, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
     """Percentile bootstrap interval for the mean of two or more values [N] (Efron 1979)."""
-    from scipy.stats import bootstrap
-
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         raise ValueError(f"an interval takes two values or more, not {len(values)}")
@@ -119,8 +117,6 @@ def student_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, flo
 
     One value has no interval: low and high are nan.
     """
-    from scipy.stats import t
-
     values = np.asarray(values, np.float64)
     mean, n = float(values.mean()), len(values)
     if n < 2:
@@ -135,8 +131,6 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     correct_a, correct_b: [N] booleans on the same images. Only the images on which they disagree
     count, under Binomial(n, 1/2) (McNemar 1947); 1 if they never disagree.
     """
-    from scipy.stats import binomtest
-
     a, b = _rows(correct_a, correct_b)
     n = int((a != b).sum())
     return float(binomtest(int((a > b).sum()), n).pvalue) if n else 1.0
@@ -163,8 +157,6 @@ def nearest_class_mean(
     labels, of the C classes that occur in train_labels. (scikit-learn's NearestCentroid tells
     the first class alone, and refuses an embedding that has collapsed.)
     """
-    from scipy.spatial.distance import cdist
-
     train_embeddings, train_labels = _rows(train_embeddings, train_labels)
     classes = np.unique(train_labels)
     means = [train_embeddings[train_labels == c].mean(axis=0, dtype=np.float64) for c in classes]

@@ -7,13 +7,16 @@ The other two stems keep more of a small image.
 
 from torch import Tensor, nn
 
-from dlops.convolution import Conv3x3
-
 STEMS = {  # kernel size and stride of the first convolution
     "imagenet": (7, 2),  # then a 3x3 max pooling of stride 2
     "stride2": (3, 2),
     "cifar": (3, 1),
 }
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Without a bias: the batch normalisation that follows has one."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -25,10 +28,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1):
         super().__init__()
-        self.conv1 = Conv3x3(in_channels, channels, stride)
+        self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = Conv3x3(channels, channels)
+        self.conv2 = conv3x3(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != channels:

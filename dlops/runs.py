@@ -13,19 +13,26 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dlops import layerwise, machine
+from dlops.checkpoint import Checkpoint, Misfit
 from dlops.data import DataSet, load
-from dlops.data.weights import imagenet_weights
-from dlops.evaluate import KEPT, sample
+from dlops.data.weights import source_weights
+from dlops.divergence import Diverged, check_finite
+from dlops.evaluate import KEPT, compact, sample
 from dlops.experiment import KEEP, Experiment
 from dlops.settings import DATASETS, DlopsError
-from dlops.store import Result, Store, load_checkpoint
-from dlops.train import Diverged, Outcome, Progress, Training, finish, train_classifier
+from dlops.store import Result, Store
+from dlops.train import (
+    Outcome,
+    Progress,
+    Training,
+    finish,
+    train_classifier,
+)
 
 
 def _quiet(event: dict[str, Any]) -> None:
@@ -61,17 +68,18 @@ def run(
         source = experiment.parent.with_(keep="weights")
         parent = run(source, store=store, device=device, progress=progress)
     with store.claim(experiment) as folder:
-        if force:  # the old result stays until the new one replaces it
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
-        elif result := store.get(experiment):  # another process finished it meanwhile
-            return result
-        return _train(experiment, store, folder, place, parent, progress)
+        before = store.get(experiment)  # another process may have finished it meanwhile
+        if before and not force:
+            return before
+        replaces = before.digest if before else None
+        checkpoint = Checkpoint(folder / "checkpoint.pt", experiment.id, replaces)
+        return _train(experiment, store, checkpoint, place, parent, progress)
 
 
 def _train(
     experiment: Experiment,
     store: Store,
-    folder: Path,
+    checkpoint: Checkpoint,
     device: torch.device,
     parent: Result | None,
     progress: Progress,
@@ -84,17 +92,21 @@ def _train(
         progress({"what": "decoding images", "done": done, "total": total})
 
     data = load(experiment.data, experiment.seed, progress=decoding)
-    checkpoint = folder / "checkpoint.pt"
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+    train: Callable[..., Outcome] = partial(_train_network, parent=parent)
+    if experiment.model.name == "autoencoder":
+        train = layerwise.train
     with interruptible() as interrupt:
+        settings = experiment, data, device, checkpoint, interrupt, progress
         try:
-            if experiment.model.name == "autoencoder":
-                outcome = layerwise.train(experiment, data, device, checkpoint, interrupt, progress)
-            else:
-                outcome = _train_network(
-                    experiment, data, device, parent, checkpoint, interrupt, progress
-                )
+            try:
+                outcome = train(*settings)
+            except Misfit as error:
+                checkpoint.set_aside(f"it does not fit this run ({error})")
+                outcome = train(*settings)
+            measures = outcome.metrics, outcome.history
+            check_finite(experiment, measures, {**outcome.arrays, **outcome.weights})
         except Diverged as error:
             store.fail(experiment, str(error))
             raise
@@ -110,7 +122,7 @@ def _train(
         "seconds": time.perf_counter() - began,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    return store.save(
+    result = store.save(
         experiment,
         metrics=outcome.metrics,
         history=outcome.history,
@@ -118,29 +130,33 @@ def _train(
         arrays=outcome.arrays,
         weights=outcome.weights,
     )
+    if interrupt.is_set():  # after the last step: it is saved, and no other run starts
+        raise KeyboardInterrupt
+    return result
 
 
 def _train_network(
     experiment: Experiment,
     data: DataSet,
     device: torch.device,
-    parent: Result | None,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     interrupt: threading.Event,
     progress: Progress,
+    parent: Result | None,
 ) -> Outcome:
     current = Training(experiment, data, device)
     if parent:
         current.start_from(parent.weights)
     elif experiment.model.weights == "imagenet":
-        current.start_from(imagenet_weights())
+        found, _ = source_weights("imagenet")
+        current.start_from({f"body.{name}": value.numpy() for name, value in found.items()})
     arrays = {}
     wanted = experiment.keep != "metrics"
     if wanted and experiment.loss.name == "triplet":
         before = current.evaluation(current.test).points.cpu().numpy()
-        arrays["embeddings_before"] = before[sample(len(before))[:KEPT]].astype("float16")
+        arrays["embeddings_before"] = compact(before[sample(len(before))[:KEPT]])
     current.begin()
-    if state := load_checkpoint(checkpoint):
+    if state := checkpoint.load():
         current.restore(state)
     train_classifier(current, checkpoint, interrupt, progress)
     if wanted and experiment.model.name == "stacked":

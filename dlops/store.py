@@ -1,33 +1,35 @@
-"""Results, one folder each, named by their experiment's identity; complete or not there.
+"""Results, one folder each, named by their experiment's identity; proven, or not there.
 
-<store>/<id>/result.json   config, metrics, history, provenance; written last
-             arrays.npz    predictions, embeddings of a fixed sample, ...; no pickle
-             weights.npz   only where another run starts from them
-             checkpoint.pt, failed.json   while training, or after a failure
-<store>/<id>.lock          held while a process trains it
+<store>/<id>/       a result; it appears, and is replaced, by one rename of the folder
+    result.json     config, metrics, history, provenance, sizes and digests of the other files
+    arrays.npz      predictions, embeddings of a fixed sample, ...; no pickle
+    weights.npz     only where another run starts from them
+<store>/<id>.run/   while it trains, or after a failure: checkpoint.pt, failed.json
+<store>/<id>.old/   what is being replaced, until the rename
+<store>/<id>.damaged-N   what was found not to be what was written
+<store>/<id>.lock   held while a process trains it
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
-import zipfile
-import zlib
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from dlops.disk import Damaged, exchange, remove, set_aside, write_json
 from dlops.experiment import KEEP, Experiment
+from dlops.result import FILES, Result, write
 from dlops.settings import DlopsError
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 
@@ -42,114 +44,6 @@ def reports_root() -> Path:
     return Path(os.environ.get("DLOPS_REPORTS") or project_root() / "reports")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-class Result:
-    """A complete result. Arrays and the history are read on first use."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        self.id: str = record["id"]
-        self.config: dict[str, Any] = record["config"]
-        self.metrics: dict[str, Any] = record["metrics"]
-        self.provenance: dict[str, Any] = record["provenance"]
-        self.keep: str = record["keep"]
-        self._history: list[dict[str, Any]] = record["history"]
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The experiment that this is the result of."""
-        return Experiment.from_json(self.config)
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, train_loss, val_loss, train_top1, ..., lr, seconds."""
-        import pandas as pd
-
-        return pd.DataFrame(self._history)
-
-    @cached_property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything in arrays.npz; empty for a result that keeps metrics only."""
-        return _read_arrays(self.folder / "arrays.npz")
-
-    @property
-    def predictions(self) -> np.ndarray:
-        """[N, 5] classes of each test image, likeliest first."""
-        return self._array("predictions")
-
-    @property
-    def labels(self) -> np.ndarray:
-        """[N] true classes of the test images."""
-        return self._array("labels")
-
-    @property
-    def embeddings(self) -> np.ndarray:
-        """[M, D] embeddings of the fixed sample of test images, arrays["sample"]."""
-        return self._array("embeddings")
-
-    def _array(self, name: str) -> np.ndarray:
-        if name not in self.arrays:
-            raise DlopsError(f"Result {self.id} keeps no {name}: it was stored with metrics only.")
-        return self.arrays[name]
-
-    @property
-    def weights(self) -> dict[str, np.ndarray]:
-        """The final state_dict as arrays, where another run starts from this one."""
-        return _read_arrays(self.folder / "weights.npz")
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DlopsError(f"{path} is damaged; remove that folder and train again.") from error
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray], compress: bool) -> None:
-    import numpy as np
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        save: Any = np.savez_compressed if compress else np.savez
-        save(file, **arrays)
-    os.replace(temporary, path)
-
-
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
-    import torch
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The checkpoint's state, or None if there is none that can be read."""
-    import torch
-
-    if not path.exists():
-        return None
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # a damaged checkpoint costs time, not the run
-        path.unlink()
-        return None
-
-
 class Store:
     """The writable store, and the committed results that are read beside it.
 
@@ -160,45 +54,97 @@ class Store:
         self.root = Path(root or os.environ.get("DLOPS_STORE") or project_root() / ".store")
 
     def folder(self, experiment: Experiment) -> Path:
-        """Where this experiment's result is or will be written."""
+        """Where this experiment's result is or will be."""
         return self.root / experiment.id
 
+    def workplace(self, experiment: Experiment) -> Path:
+        """Where what is not a result yet lies: its checkpoint, or why it failed."""
+        return self.root / f"{experiment.id}.run"
+
+    def _old(self, experiment: Experiment) -> Path:
+        return self.root / f"{experiment.id}.old"
+
     def find(self, experiment: Experiment) -> Path | None:
-        """The folder of a complete result that keeps enough: in the store, or a published one."""
-        published = reports_root().glob(f"*/results/{experiment.id}")
-        for folder in (self.folder(experiment), *sorted(published)):
-            try:
-                keep = json.loads((folder / "result.json").read_text(encoding="utf-8"))["keep"]
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except (ValueError, KeyError, TypeError) as error:
-                raise DlopsError(
-                    f"{folder / 'result.json'} is damaged; remove that folder and train again."
-                ) from error
-            if KEEP.index(keep) >= KEEP.index(experiment.keep):
-                return folder
-        return None
+        """The folder of a complete result that keeps enough: in the store, or a published one.
+
+        Its record is proven, and the sizes of its files. See `get`.
+        """
+        result = self._look(experiment, prove=False)
+        return result.folder if result else None
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result, or None."""
-        folder = self.find(experiment)
-        return Result(folder) if folder else None
+        """The result, proven to the last byte, or None.
+
+        What is not what was written is set aside under another name, with a warning, and counts as
+        missing; a published result is refused with a DlopsError.
+        """
+        return self._look(experiment, prove=True)
+
+    def _look(self, experiment: Experiment, prove: bool) -> Result | None:
+        published = sorted(reports_root().glob(f"*/results/{experiment.id}"))
+        for folder in (self.folder(experiment), self._old(experiment), *published):
+            try:
+                result = _open(folder, experiment, prove)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise DlopsError(
+                    f"The result {folder} cannot be read now ({error.strerror})."
+                ) from error
+            except Damaged as error:
+                if folder in published:
+                    raise DlopsError(
+                        f"The published result {folder} is not what was published: {error}."
+                        " Restore it, or remove it and train again."
+                    ) from error
+                self._set_aside(folder, experiment, error)
+                continue
+            if result:
+                return result
+        return None
+
+    def _set_aside(self, folder: Path, experiment: Experiment, reason: Exception) -> None:
+        try:
+            place = set_aside(folder, self.folder(experiment))
+        except OSError as error:
+            raise DlopsError(
+                f"The result {folder} is damaged ({reason}) and cannot be moved away"
+                f" ({error.strerror}); remove it, or set DLOPS_STORE to another folder."
+            ) from error
+        warnings.warn(
+            f"Result {experiment.id} is not what was stored: {reason}. It was set aside as"
+            f" {place} and counts as missing.",
+            stacklevel=4,
+        )
 
     def status(self, experiment: Experiment) -> str:
-        """missing, running, interrupted, complete or failed."""
-        if self.find(experiment):
-            return "complete"
-        folder = self.folder(experiment)
+        """missing, running, interrupted, complete or failed (also: a published one is refused)."""
+        try:
+            if self.find(experiment):
+                return "complete"
+        except DlopsError:
+            return "failed"
         if self._locked(experiment):
             return "running"
-        if (folder / "failed.json").exists():
+        if self.failure(experiment):
             return "failed"
-        return "interrupted" if (folder / "checkpoint.pt").exists() else "missing"
+        checkpoint = self.workplace(experiment) / "checkpoint.pt"
+        return "interrupted" if checkpoint.exists() else "missing"
 
     def failure(self, experiment: Experiment) -> str | None:
-        """Why the last try failed, or None."""
-        path = self.folder(experiment) / "failed.json"
-        return json.loads(path.read_text(encoding="utf-8"))["error"] if path.exists() else None
+        """Why the last try failed, or a published result is refused, or None."""
+        path = self.workplace(experiment) / "failed.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["error"]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"{path} cannot be read: {error}"
+        try:
+            self.find(experiment)
+        except DlopsError as error:
+            return str(error)
+        return None
 
     def _locked(self, experiment: Experiment) -> bool:
         path = self.root / f"{experiment.id}.lock"
@@ -212,27 +158,43 @@ class Store:
 
     @contextmanager
     def claim(self, experiment: Experiment) -> Iterator[Path]:
-        """Hold the experiment, waiting for another process that trains it; yields its folder.
+        """Hold the experiment, waiting for another process that trains it; yields its workplace.
 
-        The operating system drops the claim when its process dies.
+        The operating system drops the claim when its process dies; what it left half done goes.
         """
-        folder = self.folder(experiment)
+        place = self.workplace(experiment)
         lock = FileLock(self.root / f"{experiment.id}.lock")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+            self._tidy(experiment)
+            place.mkdir(exist_ok=True)
         except OSError as error:
+            lock.release()
             raise DlopsError(
                 f"The store {self.root} cannot be written ({error.strerror});"
                 " set DLOPS_STORE to a folder that can."
             ) from error
         try:
-            folder.mkdir(exist_ok=True)
-            yield folder
+            yield place
         finally:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+            with suppress(OSError):  # it is not empty, or not there
+                place.rmdir()
             lock.release()
+
+    def _tidy(self, experiment: Experiment) -> None:
+        """Finish or undo what a killed process was at."""
+        old, folder = self._old(experiment), self.folder(experiment)
+        if old.exists():
+            if folder.exists():
+                remove(old)
+            else:
+                os.rename(old, folder)
+        for part in self.workplace(experiment).glob("*.part"):
+            if part.is_dir():
+                remove(part)
+            else:
+                part.unlink()
 
     def save(
         self,
@@ -244,13 +206,17 @@ class Store:
         arrays: Mapping[str, np.ndarray],
         weights: Mapping[str, np.ndarray],
     ) -> Result:
-        """Write a complete result; result.json comes last, then the checkpoint goes."""
-        folder = self.folder(experiment)
-        folder.mkdir(parents=True, exist_ok=True)
-        if experiment.keep != "metrics":
-            _write_arrays(folder / "arrays.npz", arrays, compress=True)
-        if experiment.keep == "weights":
-            _write_arrays(folder / "weights.npz", weights, compress=False)
+        """Write a complete result; one rename makes it seen, then the checkpoint goes."""
+        import numpy as np
+
+        contents = {"arrays.npz": (arrays, True), "weights.npz": (weights, False)}
+        files = {}
+        for name in FILES[experiment.keep]:
+            content, compress = contents[name]
+            buffer = io.BytesIO()
+            save: Any = np.savez_compressed if compress else np.savez
+            save(buffer, **content)
+            files[name] = buffer.getvalue()
         record = {
             "id": experiment.id,
             "keep": experiment.keep,
@@ -259,25 +225,49 @@ class Store:
             "history": history,
             "provenance": dict(provenance),
         }
-        write_json(folder / "result.json", record)
-        leftovers = {"checkpoint.pt", "failed.json"}
-        if experiment.keep != "weights":  # of an older result that kept more
-            leftovers.add("weights.npz")
-        if experiment.keep == "metrics":
-            leftovers.add("arrays.npz")
-        for leftover in leftovers:
-            (folder / leftover).unlink(missing_ok=True)
+        folder, place = self.folder(experiment), self.workplace(experiment)
+        part = place / "result.part"
+        try:
+            write(part, record, files)
+            exchange(part, folder, self._old(experiment))
+        except OSError as error:
+            size = sum(map(len, files.values())) / 2**20
+            raise DlopsError(
+                f"Result {experiment.id} could not be written to {self.root} ({error.strerror});"
+                f" it needs {size:.1f} MiB. Its checkpoint is kept: ask again."
+            ) from error
+        with suppress(OSError):  # the next claim tries again
+            remove(place)
         return Result(folder)
 
     def fail(self, experiment: Experiment, error: str) -> None:
         """Note why a run failed; its checkpoint goes, for it would fail again."""
-        folder = self.folder(experiment)
-        write_json(folder / "failed.json", {"error": error, "config": experiment.to_json()})
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        place = self.workplace(experiment)
+        write_json(place / "failed.json", {"error": error, "config": experiment.to_json()})
+        (place / "checkpoint.pt").unlink(missing_ok=True)
 
     def forget(self, experiment: Experiment) -> None:
         """Remove the result, so that it is trained again."""
-        shutil.rmtree(self.folder(experiment), ignore_errors=True)
+        for folder in (self.folder(experiment), self._old(experiment), self.workplace(experiment)):
+            remove(folder)
+
+
+def _open(folder: Path, experiment: Experiment, prove: bool) -> Result | None:
+    """The result in a folder, or None if it keeps too little for this experiment."""
+    for last in (False, True):  # a second look, for another process may just have replaced it
+        try:
+            result = Result(folder)
+            if result.id != experiment.id:
+                raise Damaged(f"it is of {result.id}")
+            if KEEP.index(result.keep) < KEEP.index(experiment.keep):
+                return None
+            if prove:
+                result.prove()
+            return result
+        except Damaged:
+            if last:
+                raise
+    return None
 
 
 def publish(result: Result, preset: str) -> None:
@@ -285,16 +275,10 @@ def publish(result: Result, preset: str) -> None:
     target = reports_root() / preset / "results" / result.id
     if target == result.folder:
         return
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    temporary.mkdir(parents=True)
-    for name in ("arrays.npz", "result.json"):
-        if (result.folder / name).exists():
-            shutil.copy(result.folder / name, temporary / name)
-    record = json.loads((temporary / "result.json").read_text(encoding="utf-8"))
-    if record["keep"] == "weights":
-        write_json(temporary / "result.json", {**record, "keep": "arrays"})
-    older = temporary.with_suffix(".old")
-    if target.exists():  # trained again since
-        os.replace(target, older)
-    os.replace(temporary, target)
-    shutil.rmtree(older, ignore_errors=True)
+    record = dict(result.record)
+    if result.keep == "weights":
+        record["keep"] = "arrays"
+    files = {name: result.content(name) for name in FILES[record["keep"]]}
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    write(part, record, files)
+    exchange(part, target, part.with_suffix(".old"))

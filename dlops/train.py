@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from dlops import machine
-from dlops.build import Network, Objective, Probe, make_optimizer
+from dlops.accelerate import accelerate
+from dlops.build import Network, Objective, Probe, make_optimizer, norm
+from dlops.checkpoint import Checkpoint, fitting
 from dlops.data import Batches, DataSet, Split, class_batches
+from dlops.divergence import Diverged, suspects, wild
 from dlops.evaluate import BATCH, Evaluation, test_results, top
 from dlops.experiment import Experiment
+from dlops.result import finite
 from dlops.settings import DlopsError
-from dlops.store import save_checkpoint
 
 Progress = Callable[[dict[str, Any]], None]
 
 SAMPLE = 2000  # training images that every epoch's accuracy is measured on
-
-
-class Diverged(DlopsError):
-    """Training that cannot go on: a loss that is not finite, or a collapsed embedding."""
 
 
 @dataclass
@@ -70,6 +67,7 @@ class Training:
         torch.manual_seed(experiment.seed)
         self.network = Network(experiment, data.train.shape[1:]).to(device)
         self.network = self.network.to(memory_format=torch.channels_last)
+        self.accelerated = self.precision == "float32" and accelerate(self.network)
         self.objective = Objective(experiment, self.network.head.in_features, device)
         self.averaged: Network | None = None
 
@@ -109,6 +107,8 @@ class Training:
         self.epoch = self.step = 0
         self.sums = torch.zeros(6, dtype=torch.float64, device=device)
         self.first_spread: float | None = None
+        self.first_loss: float | None = None
+        self.bad_step = torch.full((), -1, device=device)  # the first whose loss is not finite
         self.seconds = 0.0
 
     def fixed(self, split: Split, indices: np.ndarray | None = None) -> Batches:
@@ -162,21 +162,36 @@ class Training:
             "step": self.step,
             "sums": self.sums,
             "first_spread": self.first_spread,
+            "first_loss": self.first_loss,
             "probed": self.probed,
             "seconds": self.seconds,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.averaged:
-            self.averaged.load_state_dict(state["averaged"])
-        if self.objective.name == "center":
-            self.objective.center.load_state_dict(state["center"])
-        for name in ("history", "epoch", "step", "first_spread", "probed", "seconds"):
-            setattr(self, name, state[name])
-        self.sums = state["sums"].to(self.device)
+        """Continue from a checkpoint's state. Raises Misfit for one of another kind of run."""
+        with fitting():
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.averaged:
+                self.averaged.load_state_dict(state["averaged"])
+            if self.objective.name == "center":
+                self.objective.center.load_state_dict(state["center"])
+            kept = "history", "epoch", "step", "first_spread", "first_loss", "probed", "seconds"
+            for name in kept:
+                setattr(self, name, state[name])
+            self.sums = state["sums"].to(self.device)
+        if self.step:
+            self.objective.at(self.done(self.step - 1))
+
+    def done(self, step: int) -> float:
+        """The share of all steps that is done before this one of the current epoch."""
+        steps = len(self.train)
+        return (self.epoch * steps + step) / (self.experiment.schedule.epochs * steps)
+
+    def check(self) -> None:
+        """Raise Diverged if a loss of this epoch was not finite. Waits for the device."""
+        if (step := int(self.bad_step)) >= 0:
+            raise diverged(self, f"The loss was not finite in epoch {self.epoch + 1}, step {step}")
 
 
 def train_epoch(run: Training, interrupt: threading.Event, progress: Progress) -> bool:
@@ -188,7 +203,7 @@ def train_epoch(run: Training, interrupt: threading.Event, progress: Progress) -
     for step, (images, labels) in enumerate(run.train.epoch(run.epoch)):
         if step < first:
             continue
-        done = (run.epoch * steps + step) / (schedule.epochs * steps)
+        done = run.done(step)
         for group in optimizer.param_groups:
             group["lr"] = experiment.optimizer.lr * group["scale"] * lr_factor(experiment, done)
         run.objective.at(done)
@@ -215,6 +230,7 @@ def train_epoch(run: Training, interrupt: threading.Event, progress: Progress) -
 
         if run.averaged:
             average(run.averaged, network, schedule.ema, run.epoch * steps + step)
+        run.bad_step.masked_fill_(~loss.detach().isfinite() & (run.bad_step < 0), step + 1)
         run.sums[0] += loss.detach() * len(labels)
         run.sums[1] += len(labels)
         if logged is not None:
@@ -222,11 +238,14 @@ def train_epoch(run: Training, interrupt: threading.Event, progress: Progress) -
             run.sums[5] = torch.maximum(run.sums[5], logged[3].double())
             if run.first_spread is None:
                 run.first_spread = logged[3].item()
+        if run.first_loss is None:
+            run.first_loss = loss.item()
         run.step = step + 1
         if interrupt.is_set():
             run.seconds += time.perf_counter() - start
             return False
         if time.perf_counter() - last > 0.2:
+            run.check()
             last = time.perf_counter()
             rate = (run.step - first) * len(labels) / (last - start)
             progress({"epoch": run.epoch, "step": run.step, "steps": steps, "rate": rate})
@@ -263,6 +282,14 @@ def evaluate(run: Training) -> tuple[dict[str, float], Evaluation]:
     return row, sample
 
 
+def diverged(run: Training, what: str) -> Diverged:
+    """The error that says what happened, at which rate, and what to try."""
+    rate = run.optimizer.param_groups[0]["lr"]
+    return Diverged(
+        f"{what} (learning rate {rate:.3g}): training diverged. Try {suspects(run.experiment)}."
+    )
+
+
 def end_epoch(run: Training, started: float) -> dict[str, Any]:
     """Evaluate, append the epoch's row to the history, and stop what cannot go on."""
     batch_loss, seen, active, positive, negative, spread = run.sums.tolist()
@@ -277,10 +304,16 @@ def end_epoch(run: Training, started: float) -> dict[str, Any]:
         own = run.objective.center.centers[sample.labels]
         row["center_distance"] = (sample.embeddings - own).norm(dim=1).mean().item()
     row |= run.probed
-    if not all(math.isfinite(value) for value in row.values()):
-        raise Diverged(
-            f"The loss was not finite in epoch {run.epoch + 1}: training diverged."
-            f" Try a learning rate below {run.experiment.optimizer.lr:g}, or a longer warmup."
+    whole = [row, norm([p.detach() for p in run.network.parameters()])]
+    if not finite(whole):
+        raise diverged(run, f"Not all weights and measures were finite after epoch {run.epoch + 1}")
+    last = run.epoch + 1 == run.experiment.schedule.epochs
+    losses = [r["batch_loss"] for r in (*run.history, row)]
+    if wild(losses, run.first_loss, last):
+        raise diverged(
+            run,
+            f"The loss has left for good: {losses[-1]:.3g} in epoch {run.epoch + 1}, and"
+            f" {run.first_loss:.3g} in the first step",
         )
     if run.first_spread is not None and spread < 0.01 * run.first_spread:
         raise Diverged(
@@ -299,20 +332,18 @@ def end_epoch(run: Training, started: float) -> dict[str, Any]:
 
 
 def train_classifier(
-    run: Training, checkpoint: Path, interrupt: threading.Event, progress: Progress
+    run: Training, checkpoint: Checkpoint, interrupt: threading.Event, progress: Progress
 ) -> None:
     """The training loop: epochs, evaluation, checkpoints."""
-    pause = float(os.environ.get("DLOPS_CHECKPOINT_SECONDS", "30"))
-    saved = time.monotonic()
     while run.epoch < run.experiment.schedule.epochs:
         started = time.perf_counter()
         finished = train_epoch(run, interrupt, progress)
+        run.check()
         if finished:
             row = end_epoch(run, started)
             progress({"epoch": run.epoch, "row": row})
-        if interrupt.is_set() or time.monotonic() - saved >= pause:
-            save_checkpoint(checkpoint, run.state())
-            saved = time.monotonic()
+        if interrupt.is_set() or checkpoint.due:
+            checkpoint.save(run.state())
         if interrupt.is_set():
             raise KeyboardInterrupt
 
@@ -329,5 +360,5 @@ def finish(run: Training, arrays: dict[str, np.ndarray]) -> Outcome:
     metrics["parameters"] = sum(p.numel() for p in run.network.parameters())
     network = run.averaged or run.network
     weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
-    about = {"precision": run.precision}
+    about = {"precision": run.precision, "accelerated": run.accelerated}
     return Outcome(metrics, run.history, {**kept, **arrays}, weights, run.seconds, about)

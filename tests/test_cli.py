@@ -1,8 +1,10 @@
 """The command: bad input is one sentence and leaves nothing behind; what it says otherwise."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from PIL import Image
 from dlops import cli, data
 from dlops.experiment import Experiment
 from dlops.series import select
-from dlops.settings import DlopsError
+from dlops.settings import DATASETS, DlopsError
 from dlops.store import Store
+from dlops.watch import Board, duration
 
 TEST = ["q1.1", "--preset", "test"]
 
@@ -88,6 +91,8 @@ def test_a_device_that_is_not_there(device, dlops, monkeypatch):
 def tiny(monkeypatch):
     """Tiny ImageNet's layout with two classes of three training images and a validation image."""
     monkeypatch.setitem(data.COUNTS, "tiny-imagenet", (6, 2, 0))
+    info = replace(DATASETS["tiny-imagenet"], num_classes=2)
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", info)
     folder = Path(os.environ["DLOPS_DATA"]) / "tiny-imagenet-200"
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     paths = [
@@ -116,7 +121,7 @@ def test_a_truncated_image_is_named(tiny, dlops):
 def test_a_class_without_images_is_named(tiny, dlops):
     for path in (tiny / "train" / "n2" / "images").iterdir():
         path.unlink()
-    refused(dlops(*LITE), str(tiny / "train" / "n2" / "images"), "holds no images")
+    refused(dlops(*LITE), str(tiny / "train"), "holds 0 images of n2, but must hold 3")
 
 
 def test_the_installed_command_says_the_same():
@@ -151,25 +156,45 @@ def filled(preset="test"):
     """Results of q1.1 that nothing was trained for."""
     for report in select(["q1.1"]):
         for experiment in report.wanted(preset):
-            Store().save(experiment, metrics={}, history=[], provenance={}, arrays={}, weights={})
+            Store().save(
+                experiment,
+                metrics={"test_top5": 0.9, "test_top1": 0.5},
+                history=[{"epoch": 1, "train_loss": 1.0}],
+                provenance={"seconds": 75.0},
+                arrays={"labels": np.arange(3)},
+                weights={},
+            )
 
 
-def row(said, experiment):
-    return next(line.strip() for line in said.splitlines() if experiment.id in line)
-
-
-def test_list_tells_the_state_of_every_run(dlops):
+def test_list_tells_the_state_of_every_report_and_run(dlops):
     adam = Experiment.from_preset("q1.1", "test", optimizer="adam")
     sgd = Experiment.from_preset("q1.1", "test", optimizer="sgd")
+
+    def row(said, words):
+        return next(line.strip() for line in said.splitlines() if words in line)
+
     code, said, _ = dlops("list", *TEST)
     assert code == 0
-    assert row(said, adam).endswith("missing") and row(said, sgd).endswith("missing")
+    assert "1 missing" in row(said, "-adam") and "1 missing" in row(said, "-sgd")
     filled()
     Store().forget(sgd)
     Store().fail(sgd, "it diverged")
     _, said, _ = dlops("list", *TEST)
-    assert row(said, adam).endswith("complete") and row(said, sgd).endswith("failed")
-    assert "it diverged" in said
+    assert "1 complete" in row(said, "-adam") and "90.0 %" in row(said, "-adam")
+    assert "1 failed" in row(said, "-sgd") and "it diverged" in said
+    assert all(len(line) <= 80 for line in said.splitlines() if "diverged" not in line)
+    _, said, _ = dlops("list", *TEST, "--all")
+    assert "complete" in row(said, adam.id) and "failed" in row(said, sgd.id)
+    _, said, _ = dlops("list", *TEST, "--json")
+    first, second = json.loads(said)
+    assert first["states"] == {"complete": 1} and first["headline"]["top5"] == 0.9
+    assert second["runs"][0]["id"] == sgd.id and second["runs"][0]["top5"] is None
+
+
+def test_list_says_what_each_run_changes(dlops):
+    _, said, _ = dlops("list", "lab3.adam", "--preset", "test", "--all")
+    assert "inverted" not in said  # the source is named by its title
+    assert any(line.strip().split("  ")[0].endswith("seed 1") for line in said.splitlines())
 
 
 def test_a_roll_number_picks_the_variant(dlops):
@@ -179,7 +204,7 @@ def test_a_roll_number_picks_the_variant(dlops):
     assert "-sgd" in even and "-adam" not in even
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["data", "list"], ["train", *TEST]])
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["data"], ["train", *TEST]])
 def test_what_trains_nothing_does_not_import_torch(words):
     filled()
     code = """if True:
@@ -218,9 +243,9 @@ def test_training_says_a_line_an_epoch_and_how_it_ended(dlops):
     assert code == 0
     lines = said.strip().splitlines()
     assert "1/1 cross-entropy, sgd, digits, seed 0" in lines[0]
-    epochs = [line for line in lines if line.strip().startswith("epoch")]
-    assert len(epochs) == 2 and "2/2" in epochs[1]
-    assert "val_top5" in epochs[0] and "images/s" in epochs[0] and "left" in epochs[0]
+    epochs = [line.strip() for line in lines[1:3]]
+    assert epochs[0].startswith("1/2") and epochs[1].startswith("2/2")
+    assert "top-5" in epochs[0] and "images/s" in epochs[0] and "left" in epochs[0]
     assert lines[-1].strip().startswith("done test top-5")
     code, said, _ = dlops("train", *TEST, "--roll-number", "2", *words)
     assert "1 of 1 results are in the store" in said
@@ -250,10 +275,34 @@ def test_settings_are_read_as_numbers_lists_and_words():
             cli.settings([bad])
 
 
-def test_a_changed_report_replaces_no_other():
-    assert cli.suffix({}) == ""
-    assert cli.suffix({"seed": 1, "lr": 0.1}) == cli.suffix({"lr": 0.1, "seed": 1}) != ""
-    assert "/" not in cli.suffix({"weights": "a/../b"})
+def test_what_names_a_report_comes_from_its_parameters():
+    def names(*words, **changes):
+        return [(r.name, r.title) for r in select(list(words), changes=changes)]
+
+    ((name, title),) = names("q1.1", optimizer="sgd")
+    assert name == "q1_1_cross_entropy-sgd" and title.endswith("cross-entropy, SGD")
+    ((name, title),) = names("q1.2", lr=0.1, seed=1)
+    assert name == "q1_2_triplet_loss-adam-lr-0.1-seed-1" and title.endswith("Adam, lr 0.1, seed 1")
+    assert names("q1.2", seed=1, lr=0.1) == [(name, title)]
+    ((name, title),) = names("q2", sizes=(64, 32))
+    assert name == "q2_layerwise_autoencoder-64-32" and "units 64-32" in title
+    ((name, _),) = names("q1.2", weights="a/../b:c")
+    assert "/" not in name and ":" not in name
+
+
+def test_a_setting_that_contradicts_the_roll_number_is_refused(dlops):
+    words = ["train", *TEST, "--roll-number", "225", "--set", "optimizer=sgd"]
+    refused(dlops(*words), "optimizer=sgd contradicts roll number 225", "adam")
+
+
+def test_a_superscript_is_no_digit(dlops):
+    refused(dlops("train", *TEST, "--roll-number", "22²"), "must end with a digit")
+
+
+def test_version_and_module(dlops):
+    assert dlops("--version")[1].startswith("dlops ")
+    done = subprocess.run([sys.executable, "-m", "dlops", "data"], capture_output=True, text=True)
+    assert done.returncode == 0 and "tiny-imagenet" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -261,15 +310,15 @@ def test_a_changed_report_replaces_no_other():
     [(0.4, "0 s"), (75, "1 min 15 s"), (3600, "1 h 0 min"), (59.7, "1 min 0 s")],
 )
 def test_durations_in_words(seconds, words):
-    assert cli.duration(seconds) == words
+    assert duration(seconds) == words
 
 
 def test_a_table_names_what_a_run_changes_when_optimizers_take_turns():
-    board = cli.Board(cli.console, set())
+    board = Board(cli.console, set())
     board.words(Experiment.from_preset("q1.1", preset="test"))  # Adam on digits too
     adam = Experiment.from_preset("lab3.adam", preset="test")
     adagrad = Experiment.from_preset("lab3.adagrad", preset="test")
     for first in (adam, adagrad):
         assert board.words(first) == first.title
-    assert board.words(adam.with_(lr=0.5)).endswith(", lr 0.5")
-    assert board.words(adagrad.with_(eps=0.5)).endswith(", eps 0.5")
+    assert board.words(adam.with_(lr=0.5)) == "lr 0.5"
+    assert board.words(adagrad.with_(eps=0.5)) == "eps 0.5"

@@ -1,14 +1,17 @@
 """Data sets from tiny hand-made files in the official layouts, splits, and batches."""
 
+import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dlops.data import Batches, Split, fetch, load, readers
+from dlops.data import COUNTS, Batches, Split, cache, class_batches, layouts, load, locate, present
 from dlops.settings import DATASETS, Data, DlopsError
 
 
@@ -26,7 +29,7 @@ def jpeg(path, pixels):
 @pytest.fixture
 def tiny(root, monkeypatch):
     """Three classes with five training and two validation images, the first one grey."""
-    monkeypatch.setitem(readers.COUNTS, "tiny-imagenet", (15, 6, 0))
+    published(monkeypatch, "tiny-imagenet", 3, (15, 6, 0))
     rng = np.random.default_rng(0)
     folder = root / "tiny-imagenet-200"
     wnids = ["n03", "n01", "n02"]
@@ -49,23 +52,23 @@ def tiny(root, monkeypatch):
 
 @pytest.fixture
 def cifar(root, monkeypatch):
-    monkeypatch.setitem(readers.COUNTS, "cifar100", (40, 12, 0))
+    published(monkeypatch, "cifar100", 10, (40, 20, 0))
     folder = root / "cifar-100-binary"
     folder.mkdir()
     rng = np.random.default_rng(1)
-    for name, count in (("train.bin", 40), ("test.bin", 12)):
+    for name, count in (("train.bin", 40), ("test.bin", 20)):
         records = rng.integers(0, 256, (count, 3074), dtype=np.uint8)
-        records[:, 1] = np.arange(count) % 4
-        records[:, 0] = records[:, 1] // 2
+        records[:, 1] = np.arange(count) % 10
+        records[:, 0] = records[:, 1] // 5
         (folder / name).write_bytes(records.tobytes())
-    (folder / "fine_label_names.txt").write_text("apple\nbear\ncloud\ndove\n\n")
+    (folder / "fine_label_names.txt").write_text("\n".join(FINE) + "\n\n")
     (folder / "coarse_label_names.txt").write_text("one\ntwo\n\n")
     return folder
 
 
 @pytest.fixture
 def stl(root, monkeypatch):
-    monkeypatch.setitem(readers.COUNTS, "stl10", (30, 20, 7))
+    monkeypatch.setitem(COUNTS, "stl10", (30, 20, 7))
     folder = root / "stl10_binary"
     folder.mkdir()
     rng = np.random.default_rng(2)
@@ -79,6 +82,15 @@ def stl(root, monkeypatch):
     (folder / "fold_indices.txt").write_text("\n".join(folds) + "\n")
     (folder / "class_names.txt").write_text("\n".join(f"class{i}" for i in range(10)) + "\n")
     return folder
+
+
+FINE = ["apple", "bear", "cloud", "dove", "elm", "fox", "girl", "house", "iris", "jar"]
+
+
+def published(monkeypatch, name, classes, counts):
+    """A data set is as small as the test's."""
+    monkeypatch.setitem(COUNTS, name, counts)
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], num_classes=classes))
 
 
 def as_set(split):
@@ -234,7 +246,7 @@ def test_tiny_imagenet(tiny, root):
 
 def test_tiny_imagenet_is_decoded_once(tiny, monkeypatch):
     first = load(Data(name="tiny-imagenet"), seed=0)
-    monkeypatch.setattr(readers, "_decode", None)
+    monkeypatch.setattr(cache, "_decode", None)
     again = load(Data(name="tiny-imagenet"), seed=0)
     assert torch.equal(first.train.images, again.train.images)
     again.test.source[:] = 0  # a caller's scribbles do not reach the cache
@@ -242,7 +254,7 @@ def test_tiny_imagenet_is_decoded_once(tiny, monkeypatch):
 
 
 def test_two_that_start_together_decode_once(tiny, monkeypatch):
-    decode, calls, both = readers._decode, [], threading.Barrier(2)
+    decode, calls, both = cache._decode, [], threading.Barrier(2)
 
     def counted(*arguments):
         calls.append(1)
@@ -252,7 +264,7 @@ def test_two_that_start_together_decode_once(tiny, monkeypatch):
         both.wait()
         return load(Data(name="tiny-imagenet"), seed=0).train.images
 
-    monkeypatch.setattr(readers, "_decode", counted)
+    monkeypatch.setattr(cache, "_decode", counted)
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(start, range(2))
     assert torch.equal(one, two) and len(calls) == 1
@@ -292,8 +304,8 @@ def damage(folder, kind):
         ("cut", "n01_2.JPEG is not a readable JPEG"),
         ("empty", "n01_2.JPEG is not a readable JPEG"),
         ("size", "n01_2.JPEG is not a readable JPEG image of 64 x 64"),
-        ("missing", "holds 14 training and 6 validation images, but must hold 15 and 6"),
-        ("class", "n01/images holds no images"),
+        ("missing", "train holds 4 images of n01, but must hold 5"),
+        ("class", "train holds 0 images of n01, but must hold 5"),
     ],
 )
 def test_damaged_tiny_imagenet_is_named(tiny, root, kind, words):
@@ -304,12 +316,44 @@ def test_damaged_tiny_imagenet_is_named(tiny, root, kind, words):
     assert not [path for path in root.glob("cache/*") if path.is_dir()]
 
 
-def test_damaged_cache_is_named(tiny, root):
+@pytest.mark.parametrize(
+    "file, change, words",
+    [
+        ("images.npy", lambda raw: raw[:1000], "cannot|size|mmap"),
+        ("images.npy", lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "its sha256 is not what"),
+        ("labels.npy", lambda raw: raw[:-8] + b"\1" + raw[-7:], "its sha256 is not what"),
+        ("manifest.json", lambda raw: raw.replace(b"md5:9", b"md5:8"), "its source is not what"),
+        ("manifest.json", lambda raw: b"[]", "is not what the manifest says"),
+        ("manifest.json", lambda raw: b"{", "Expecting"),
+        ("manifest.json", None, "manifest.json is missing"),
+    ],
+)
+def test_a_damaged_cache_is_set_aside_and_made_again(tiny, root, file, change, words):
+    right = load(Data(name="tiny-imagenet"), seed=0).train.images
+    path = root / "cache" / "tiny-imagenet-90528d7c" / file
+    if change:
+        damaged = change(path.read_bytes())
+        path.unlink()  # tensors of before stay mapped
+        path.write_bytes(damaged)
+    else:
+        path.unlink()
+    with pytest.warns(UserWarning, match=f"is damaged .*({words}).* set aside as") as told:
+        again = load(Data(name="tiny-imagenet"), seed=0)
+    assert len(told) == 1
+    assert torch.equal(again.train.images, right)
+    assert (root / "cache" / "tiny-imagenet-90528d7c.bad").is_dir()
+    load(Data(name="tiny-imagenet"), seed=0)  # without another warning
+
+
+@pytest.mark.parametrize("kind", [np.zeros((21, 3, 32, 32), "u1"), np.zeros((21, 3, 64, 64), "f4")])
+def test_a_cache_of_another_size_or_type_is_not_taken(tiny, root, kind):
     load(Data(name="tiny-imagenet"), seed=0)
-    images = root / "cache" / "tiny-imagenet-90528d7c" / "images.npy"
-    images.write_bytes(images.read_bytes()[:1000])
-    with pytest.raises(DlopsError, match="cache .*tiny-imagenet-90528d7c is damaged"):
-        load(Data(name="tiny-imagenet"), seed=0)
+    folder = root / "cache" / "tiny-imagenet-90528d7c"
+    (folder / "images.npy").unlink()
+    np.save(folder / "images.npy", kind)
+    (folder / "manifest.json").write_text(json.dumps(cache._manifest(folder)))
+    with pytest.warns(UserWarning, match=f"it holds {kind.dtype}"):
+        assert load(Data(name="tiny-imagenet"), seed=0).train.shape[1:] == (3, 64, 64)
 
 
 def test_missing_folder_says_how_to_get_it(root):
@@ -317,19 +361,261 @@ def test_missing_folder_says_how_to_get_it(root):
         with pytest.raises(DlopsError, match=f"dlops data fetch {name}`, or set DLOPS_DATA") as e:
             load(Data(name=name), seed=0)
         assert str(root / folder) in str(e.value)
-        assert fetch.where(name) is None
+        assert present(name) == (False, str(e.value))
 
 
-def test_unwritable_data_folder_is_one_sentence(tiny, root):
+def test_unwritable_data_folder_moves_the_cache(tiny, root, tmp_path_factory, monkeypatch):
+    """As /kaggle/input, or a cluster's shared folder."""
     (root / "cache").write_text("in the way")
-    with pytest.raises(DlopsError, match="cache cannot be written .* set DLOPS_DATA"):
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    assert len(load(Data(name="tiny-imagenet"), seed=0).test) == 6
+    cached = home / "dlops" / "data" / "cache" / "tiny-imagenet-90528d7c"
+    assert (cached / "manifest.json").exists()
+    monkeypatch.setattr(cache, "_decode", None)
+    load(Data(name="tiny-imagenet"), seed=0)  # found there
+    shutil.rmtree(home)
+    home.write_text("in the way")
+    with pytest.raises(DlopsError, match="cannot be written .* set DLOPS_DATA"):
         load(Data(name="tiny-imagenet"), seed=0)
+
+
+def everything(found):
+    return [x for part in (found.train, found.val, found.test) for x in (part.images, part.labels)]
+
+
+def as_tutorials_leave_it(folder, kind):
+    """github.com/TsingZ0/PFLlib/pull/230, and many scripts like that one"""
+    val = folder / "val"
+    annotations = val / "val_annotations.txt"
+    for line in annotations.read_text().splitlines():
+        name, wnid = line.split("\t")[:2]
+        to = val / wnid / "images" if "images" in kind else val / wnid
+        to.mkdir(parents=True, exist_ok=True)
+        (val / "images" / name).rename(to / name)
+    (val / "images").rmdir()
+    if "gone" in kind:
+        annotations.unlink()
+    if "flat" in kind:
+        for images in folder.glob("train/*/images"):
+            for path in images.iterdir():
+                path.rename(images.parent / path.name)
+            images.rmdir()
+    if "nested" in kind:
+        folder.rename(folder.with_name("away"))
+        folder.mkdir()
+        folder.with_name("away").rename(folder / folder.name)
+
+
+@pytest.mark.parametrize("kind", ["", "gone", "images", "images gone", "flat", "gone flat nested"])
+def test_tiny_imagenet_as_tutorials_leave_it(tiny, root, kind):
+    official = everything(load(Data(name="tiny-imagenet"), seed=0))
+    shutil.rmtree(root / "cache")
+    as_tutorials_leave_it(tiny, kind)
+    assert present("tiny-imagenet") == (True, str(locate("tiny-imagenet")))
+    found = everything(load(Data(name="tiny-imagenet"), seed=0))
+    assert all(torch.equal(a, b) for a, b in zip(official, found, strict=True))
+
+
+def test_val_images_keep_the_official_order_without_annotations(root, monkeypatch):
+    published(monkeypatch, "tiny-imagenet", 1, (1, 11, 0))
+    folder = root / "tiny-imagenet-200"
+    (folder / "train" / "n1").mkdir(parents=True)
+    (folder / "train" / "n1" / "a.JPEG").touch()
+    (folder / "val" / "n1").mkdir(parents=True)
+    for i in range(11):
+        (folder / "val" / "n1" / f"val_{i}.JPEG").touch()
+    (folder / "wnids.txt").write_text("n1\r\n")
+    (folder / "words.txt").write_text("n1\tcat\n")
+    _, files = layouts.image_files(folder)
+    assert [path.rpartition("/")[2] for path, _ in files] == [f"val_{i}.JPEG" for i in range(11)]
+
+
+def test_what_systems_leave_among_the_images_is_ignored(tiny):
+    """github.com/python-pillow/Pillow/issues/4807, github.com/apple/turicreate/issues/641"""
+    for folder in (tiny, tiny / "train", tiny / "val", tiny / "train" / "n01" / "images"):
+        for name in (".DS_Store", "Thumbs.db", "._n01_0.JPEG", "desktop.ini"):
+            (folder / name).write_bytes(b"\0\5\x16\7")
+        for name in ("__MACOSX", ".ipynb_checkpoints"):
+            (folder / name).mkdir()
+            jpeg(folder / name / "n01_0.JPEG", np.zeros((64, 64, 3), np.uint8))
+    assert present("tiny-imagenet")[0]
+    assert len(load(Data(name="tiny-imagenet"), seed=0).test) == 6
+
+
+TINY_DAMAGE = {
+    "a class too few": ("wnids.txt", "n03\nn01\n", "names 2 classes, but must name 3"),
+    "a class twice": ("wnids.txt", "n03\nn01\nn01\n", "line 3: 'n01' stands there twice"),
+    "an unknown class": ("wnids.txt", "n03\nn01\nn99\n", "does not know 'n99'"),
+    "a path": ("wnids.txt", "n03\nn01\n../n02\n", "does not know '../n02'"),
+    "words without a tab": ("words.txt", "n01\tcat\nn02 dog\n", "line 2: 'n02 dog' has no tab"),
+    "not UTF-8": ("words.txt", b"n01\tcat\nn02\td\xf6g\n", "line 2: not UTF-8"),
+    "no tab": ("val/val_annotations.txt", "val_0.JPEG n03\n", "line 1: .* has no tab"),
+    "unknown": ("val/val_annotations.txt", "val_0.JPEG\tn77\t0\n", "line 1: .* no class 'n77'"),
+    "outside": ("val/val_annotations.txt", "../val_0.JPEG\tn03\n", "no image '../val_0.JPEG'"),
+    "twice": (
+        "val/val_annotations.txt",
+        "val_0.JPEG\tn03\nval_0.JPEG\tn03\n",
+        "line 2: val_0.JPEG stands there twice",
+    ),
+    "one left out": (
+        "val/val_annotations.txt",
+        "".join(f"val_{i}.JPEG\tn03\n" for i in range(5)),
+        "has no line for val_5.JPEG",
+    ),
+    "another class": (
+        "val/val_annotations.txt",
+        "".join(f"val_{i}.JPEG\tn03\n" for i in range(6)),
+        "val holds 6 images of n03, but must hold 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TINY_DAMAGE)
+def test_damaged_text_of_tiny_imagenet_is_named(tiny, kind):
+    file, content, words = TINY_DAMAGE[kind]
+    (tiny / file).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DlopsError, match=f"{file}.*{words}|{words}") as error:
+        load(Data(name="tiny-imagenet"), seed=0)
+    assert "\n" not in str(error.value) and str(tiny) in str(error.value)
+    assert present("tiny-imagenet") == (False, str(error.value))
+
+
+def test_a_folder_that_cannot_be_read_is_one_sentence(tiny, cifar, monkeypatch):
+    def refuse(*arguments, **others):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("dlops.data.readers.np.memmap", refuse)
+    with pytest.raises(DlopsError, match="train.bin cannot be read .Permission denied"):
+        load(Data(name="cifar100"), seed=0)
+    monkeypatch.setattr("os.listdir", refuse)
+    ready, sentence = present("tiny-imagenet")
+    assert not ready and "n03/images cannot be read (Permission denied)" in sentence
+
+
+def test_labels_and_folders_must_agree(tiny):
+    as_tutorials_leave_it(tiny, "")
+    (tiny / "val" / "n03" / "val_0.JPEG").rename(tiny / "val" / "n01" / "val_0.JPEG")
+    with pytest.raises(DlopsError, match="line 1: val_0.JPEG is of class n03, but lies in n01"):
+        load(Data(name="tiny-imagenet"), seed=0)
+    (tiny / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(DlopsError, match="val holds 1 images of n03, but must hold 2"):
+        load(Data(name="tiny-imagenet"), seed=0)
+
+
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_folder_of_no_class_is_named(tiny, where):
+    (tiny / where / "n04").mkdir()
+    with pytest.raises(DlopsError, match=f"{where}/n04 is of no class"):
+        load(Data(name="tiny-imagenet"), seed=0)
+
+
+def test_many_equal_images_are_not_trained_on(root, monkeypatch):
+    published(monkeypatch, "tiny-imagenet", 1, (20, 1, 0))
+    folder = root / "tiny-imagenet-200"
+    for i in range(20):
+        jpeg(folder / "train" / "n1" / f"{i}.JPEG", np.zeros((64, 64, 3), np.uint8))
+    jpeg(folder / "val" / "n1" / "val_0.JPEG", np.zeros((64, 64, 3), np.uint8))
+    (folder / "wnids.txt").write_text("n1\n")
+    (folder / "words.txt").write_text("n1\tcat\n")
+    with pytest.raises(DlopsError, match="images 1 to 16, and perhaps more, are the same"):
+        load(Data(name="tiny-imagenet"), seed=0)
+    assert not [path for path in root.glob("cache/*") if path.is_dir()]
+
+
+# A preallocated download that stopped, and what a flipped bit makes of labels
+
+
+def rewrite(path, change):
+    raw = bytearray(path.read_bytes())
+    change(raw)
+    path.write_bytes(raw)
+
+
+def zero(first, last):
+    def change(raw):
+        raw[first:last] = bytes(last - first)
+
+    return change
+
+
+def put(position, value):
+    def change(raw):
+        raw[position] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (zero(20 * 3074, 40 * 3074), "train.bin has 4 images of class 0"),
+        (put(5 * 3074 + 1, 200), "train.bin: image 5 has the label 200, but labels are 0 to 9"),
+        (put(5 * 3074, 2), "train.bin: image 5 has the label 2, but labels are 0 to 1"),
+        (put(5 * 3074 + 1, 6), "train.bin has 3 images of class 5, but must have 4"),
+    ],
+)
+@pytest.mark.parametrize("labels", ["fine", "coarse"])
+def test_damaged_cifar100_is_named(cifar, change, words, labels):
+    load(Data(name="cifar100"), seed=0)  # what was right once is looked at again when it changes
+    rewrite(cifar / "train.bin", change)
+    with pytest.raises(DlopsError, match=words if "class 0" not in words else "train.bin has"):
+        load(Data(name="cifar100", labels=labels), seed=0)
+
+
+def test_zero_pixels_with_right_labels_are_named(cifar):
+    def change(raw):
+        records = np.frombuffer(raw, np.uint8).reshape(-1, 3074)
+        records[20:, 2:] = 0
+
+    rewrite(cifar / "train.bin", change)
+    with pytest.raises(DlopsError, match="train.bin: images 21 to 36, .* incomplete or damaged"):
+        load(Data(name="cifar100"), seed=0)
+
+
+def test_a_few_equal_images_are_no_damage(cifar):
+    def change(raw):
+        records = np.frombuffer(raw, np.uint8).reshape(-1, 3074)
+        records[20:36, 2:] = 0  # the first of them was not there before
+
+    rewrite(cifar / "train.bin", change)
+    assert load(Data(name="cifar100"), seed=0)
+
+
+@pytest.mark.parametrize("content", ["apple\nbear\n", "\n".join([*FINE[:9], "apple"])])
+def test_class_names_are_as_many_as_published(cifar, content):
+    (cifar / "fine_label_names.txt").write_text(content)
+    with pytest.raises(DlopsError, match="names 2 classes, but must name 10|line 10: 'apple'"):
+        load(Data(name="cifar100"), seed=0)
+
+
+@pytest.mark.parametrize("label", [0, 11])
+def test_stl10_labels_are_1_to_10(stl, label):
+    rewrite(stl / "train_y.bin", put(3, label))
+    with pytest.raises(DlopsError, match=f"image 3 has the label {label}, but labels are 1 to 10"):
+        load(Data(name="stl10"), seed=0)
+
+
+def test_stl10_zeros_are_named(stl):
+    rewrite(stl / "train_X.bin", zero(10 * 27648, 30 * 27648))
+    with pytest.raises(DlopsError, match="train_X.bin: images 11 to 26"):
+        load(Data(name="stl10"), seed=0)
+
+
+@pytest.mark.parametrize("line", ["1 2 30", "1 2 2", "1 two", "1 -2"])
+def test_stl10_folds_are_in_range(stl, line):
+    (stl / "fold_indices.txt").write_text("0 1\n" * 3 + line + "\n" + "0 1\n" * 6)
+    with pytest.raises(DlopsError, match="fold_indices.txt, line 4: not different numbers below"):
+        load(Data(name="stl10", fold=3), seed=0)
+    (stl / "fold_indices.txt").write_text("0 1\n")
+    with pytest.raises(DlopsError, match="has 1 folds, but must have 10"):
+        load(Data(name="stl10", fold=3), seed=0)
 
 
 def test_cifar100_binary(cifar):
     found = load(Data(name="cifar100"), seed=0)
     records = np.frombuffer((cifar / "test.bin").read_bytes(), np.uint8).reshape(-1, 3074)
-    assert found.class_names == ("apple", "bear", "cloud", "dove")
+    assert found.class_names == tuple(FINE)
     assert found.test.labels.tolist() == records[:, 1].tolist()
     assert np.array_equal(found.test.images[3, 2, 1], records[3, 2 + 2048 + 32 : 2 + 2048 + 64])
     coarse = load(Data(name="cifar100", labels="coarse"), seed=0)
@@ -348,7 +634,7 @@ def test_cifar100_equals_torchvisions_reader(cifar, root, monkeypatch):
         records = np.frombuffer((cifar / f"{name}.bin").read_bytes(), np.uint8).reshape(-1, 3074)
         entry = {"data": records[:, 2:], "fine_labels": records[:, 1].tolist()}
         (root / CIFAR100.base_folder / name).write_bytes(pickle.dumps(entry))
-    meta = {"fine_label_names": ["apple", "bear", "cloud", "dove"]}
+    meta = {"fine_label_names": FINE}
     (root / CIFAR100.base_folder / "meta").write_bytes(pickle.dumps(meta))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     theirs = CIFAR100(root, train=False)
@@ -513,19 +799,37 @@ def test_p_classes_of_k_distinct_images(split, p, k):
 
 
 def test_class_with_few_images_repeats_them(split):
-    few = torch.tensor([0, 1, 2, 5, 9])  # class 0: one image; class 1: three; class 2: one
+    few = torch.tensor([0, 4, 1, 5, 9])  # class 0: two images; class 1: three
     batches = Batches(
-        split, **PLAIN, batch_size=1, classes_per_batch=3, images_per_class=2, indices=few
+        split, **PLAIN, batch_size=1, classes_per_batch=2, images_per_class=3, indices=few
     )
     for images, labels in batches.epoch(0):
-        assert sorted(labels.tolist()) == [0, 0, 1, 1, 2, 2]
+        assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
         names = images[:, 0, 0, 0].round().int()
-        assert names[labels == 0].tolist() == [0, 0]
-        assert len(set(names[labels == 1].tolist())) == 2
+        assert set(names[labels == 0].tolist()) == {0, 4}
+        assert len(set(names[labels == 1].tolist())) == 3
+
+
+def test_an_image_is_no_positive_pair_of_itself():
+    labels, rng = np.array([0, 1, 1, 2, 2, 2]), np.random.default_rng(0)
+    for _ in range(20):
+        batches = class_batches(labels, 3, 2, rng)
+        assert batches.shape == (1, 4) and 0 not in batches  # of the two classes that have pairs
+    assert class_batches(np.arange(4), 2, 3, rng).shape == (0, 6)
+
+
+def test_too_few_images_for_triplets_are_told_before_training(split):
+    settings = dict(**PLAIN, batch_size=1, classes_per_batch=2, images_per_class=2)
+    for few, enough in (([0, 1, 5], False), ([0, 4, 1, 5], True)):
+        if enough:
+            Batches(split, indices=torch.tensor(few), **settings)
+            continue
+        with pytest.raises(DlopsError, match="two labelled training images .* per_class .3 or"):
+            Batches(split, indices=torch.tensor(few), **settings)
 
 
 def test_more_classes_than_there_are(split):
-    with pytest.raises(DlopsError, match="classes_per_batch is 5, but .* only 4 classes"):
+    with pytest.raises(DlopsError, match="classes_per_batch is 5, .* only 4 classes: set it to 4"):
         Batches(split, **PLAIN, batch_size=1, classes_per_batch=5, images_per_class=2)
 
 

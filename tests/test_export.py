@@ -7,15 +7,23 @@ import os
 import re
 import shutil
 import subprocess
+import time
+import tomllib
 from pathlib import Path
 
+import nbconvert
 import nbformat
+import psutil
 import pytest
 from bs4 import BeautifulSoup
+from nbconvert.nbconvertapp import NbConvertApp
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from dlops import export
+from dlops.export import printer
+from dlops.export.maths import markdown, mathml
+from dlops.export.printer import printable
 from dlops.settings import DlopsError
 
 PAYLOAD = {
@@ -72,9 +80,7 @@ def exported(tmp_path, *cells, name="report") -> BeautifulSoup:
 
 
 def test_inline_and_display_formulas_become_mathml():
-    html = export.markdown(
-        "With $z \\in \\mathbb{R}^{C}$:\n\n$$\\ell = -\\log \\frac{a}{b}$$\n\nand on"
-    )
+    html = markdown("With $z \\in \\mathbb{R}^{C}$:\n\n$$\\ell = -\\log \\frac{a}{b}$$\n\nand on")
     soup = BeautifulSoup(html, "html.parser")
     inline, display = soup.find_all("math")
     assert (inline["display"], display["display"]) == ("inline", "block")
@@ -97,14 +103,12 @@ def test_inline_and_display_formulas_become_mathml():
     ],
 )
 def test_the_formulas_of_the_reports_convert(tex):
-    soup = BeautifulSoup(export.mathml(tex, display=True), "html.parser")
+    soup = BeautifulSoup(mathml(tex, display=True), "html.parser")
     assert soup.find("math") and "&" not in soup.get_text() and "\\" not in soup.get_text()
 
 
 def test_aligned_equations_get_a_row_each_and_no_columnalign():
-    math = BeautifulSoup(
-        export.mathml(r"\begin{align} a &= b \\ c &= d \end{align}"), "html.parser"
-    )
+    math = BeautifulSoup(mathml(r"\begin{align} a &= b \\ c &= d \end{align}"), "html.parser")
     assert len(math.find_all("mtr")) == 2
     assert not math.find(columnalign=True)  # browsers ignore it
     assert "right" in math.find("mtd")["style"]
@@ -112,17 +116,17 @@ def test_aligned_equations_get_a_row_each_and_no_columnalign():
 
 
 def test_script_letters_convert_without_braces_too():
-    assert export.mathml(r"\mathcal L").count("ℒ") == export.mathml(r"\mathcal{L}").count("ℒ") == 1
+    assert mathml(r"\mathcal L").count("ℒ") == mathml(r"\mathcal{L}").count("ℒ") == 1
 
 
 def test_minimum_has_its_index_below():
-    math = BeautifulSoup(export.mathml(r"\min_{n} d", display=True), "html.parser")
+    math = BeautifulSoup(mathml(r"\min_{n} d", display=True), "html.parser")
     assert math.find("munder").find("mo").get_text() == "min"
 
 
 @pytest.mark.parametrize("tex", [r"\foo{x}", r"\frac{a}{", "a & b", "}{"])
 def test_unconvertible_formulas_stay_as_tex_in_a_code_element(tex):
-    soup = BeautifulSoup(export.mathml(tex), "html.parser")
+    soup = BeautifulSoup(mathml(tex), "html.parser")
     assert soup.find("math") is None
     assert soup.find("code").get_text() == tex
 
@@ -141,14 +145,14 @@ def test_unconvertible_formulas_stay_as_tex_in_a_code_element(tex):
     ],
 )
 def test_dollars_that_are_no_formula_stay(text):
-    soup = BeautifulSoup(export.markdown(text), "html.parser")
+    soup = BeautifulSoup(markdown(text), "html.parser")
     assert soup.find("math") is None and soup.find(class_="tex") is None
     assert soup.get_text().count("$") == text.count("$")
     assert "\\$" not in soup.get_text()
 
 
 def test_underscores_and_stars_in_formulas_are_no_emphasis():
-    soup = BeautifulSoup(export.markdown("$a_1 * b_2$ and $c_1 * d_2$"), "html.parser")
+    soup = BeautifulSoup(markdown("$a_1 * b_2$ and $c_1 * d_2$"), "html.parser")
     assert len(soup.find_all("math")) == 2 and soup.find("em") is None
 
 
@@ -180,16 +184,25 @@ def test_a_sentinel_that_is_not_in_the_last_cell_does_not_count(tmp_path):
 
 def test_a_failed_report_carries_the_reason_and_its_outputs(tmp_path):
     error = new_output("error", ename="E", evalue="<i>why</i>", traceback=["\x1b[31mlast\x1b[0m"])
-    page = tmp_path / "quick" / "a.html"
     cells = [new_markdown_cell("# A title"), code("x", error, tags=["hide"])]
-    reason = export.export(saved(tmp_path / "a.ipynb", *cells), page)
+    page = tmp_path / "quick" / "a.failed.html"
+    reason = export.export(saved(tmp_path / "a.ipynb", *cells), tmp_path / "quick" / "a.html")
     soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert soup.title.get_text() == "FAILED: A title"
     assert soup.find(class_="failed").get_text().startswith("FAILED")
     assert reason in soup.find(class_="failed").get_text() and "<i>why</i>" in reason
     assert "last" in soup.find(class_="error").get_text()
-    record = json.loads(page.with_suffix(".json").read_text())
-    assert record["failed"] == reason and record["title"] == "A title"
-    assert record["preset"] == "quick"
+
+
+def test_a_failed_run_leaves_the_good_page_and_a_good_run_ends_the_failed_one(tmp_path):
+    page = tmp_path / "quick" / "report.html"
+    exported(tmp_path, new_markdown_cell("# Good"))
+    before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert export.export(saved(tmp_path / "b.ipynb", new_markdown_cell("# Bad"), code()), page)
+    after = {path.name: path.read_bytes() for path in page.parent.iterdir()}
+    assert after.pop("report.failed.html") and after == before
+    exported(tmp_path, new_markdown_cell("# Good"))
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
 
 
 def test_a_file_that_is_no_notebook_is_named(tmp_path):
@@ -231,33 +244,75 @@ def test_nothing_in_a_page_acts_or_loads(tmp_path):
     assert soup.find("a", class_="skip")["href"] == f"#{soup.main['id']}"
 
 
-def test_figures_have_alt_text_numbered_captions_and_their_size(tmp_path):
+def test_plain_images_have_alt_text_numbered_captions_and_the_size_they_ask_for(tmp_path):
+    sized = display({"image/png": png()}, {"image/png": {"width": 192, "caption": "Two."}})
     soup = exported(
         tmp_path,
         code("a", figure('First <alt> "quoted"', "A class <b> and $x_1$.")),
-        code("b", figure("Second alt", "Two.")),
+        code("b", sized),
     )
     first, second = soup.find_all("figure")
-    assert first.img["alt"] == 'First <alt> "quoted"' and second.img["alt"] == "Second alt"
+    assert first.img["alt"] == 'First <alt> "quoted"' and second.img["alt"] == "Two."
     assert first.figcaption.get_text().startswith("Figure 1. A class <b> and")
     assert first.figcaption.find("math") and second.figcaption.get_text() == "Figure 2. Two."
-    assert (first.img["width"], first.img["height"]) == ("192", "128")  # 300 x 200 at 150 dpi
+    assert second.img["width"] == "192" and first["id"] == "figure-1"
 
 
-def test_big_plots_shrink_and_photographs_become_jpeg():
-    grey = Image.effect_noise((600, 400), 60).point(lambda value: value // 8 * 8)
-    plot = Image.merge("RGB", [grey] * 3)  # few colours in an order that PNG cannot predict
-    buffer = io.BytesIO()
-    plot.save(buffer, "PNG")
-    mime, small = export.compact(buffer.getvalue())
-    assert mime == "image/png" and len(small) < 0.8 * len(buffer.getvalue())
-    with Image.open(io.BytesIO(small)) as image:
-        assert image.convert("RGB").tobytes() == plot.tobytes()
-    channels = [Image.effect_noise((300, 300), 60) for _ in range(3)]
-    buffer = io.BytesIO()
-    Image.merge("RGB", channels).save(buffer, "PNG")
-    assert export.compact(buffer.getvalue())[0] == "image/jpeg"
-    assert export.compact(b"small") == ("image/png", b"small")
+def figures(*keys, table=()):
+    """A cell that shows figures and tables as ordinary HTML outputs, as notebooks do."""
+    image = f'<img src="data:image/png;base64,{png()}" alt="A line.">'
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{png()}">'
+    outputs = []
+    for key in keys:
+        kind, inner = ' class="dlops"', f"<picture>{dark}{image}</picture>"
+        if key in table:
+            kind, inner = ' class="dlops table"', "<table><tr><td>1</td></tr></table>"
+        caption = f"<figcaption>About {key}.</figcaption>"
+        outputs.append(
+            display({"text/html": f'<figure id="fig-{key}"{kind}>{inner}{caption}</figure>'})
+        )
+    return code("show()", *outputs, tags=["hide-input"])
+
+
+def test_figures_and_tables_are_numbered_apart_and_links_name_them(tmp_path):
+    soup = exported(
+        tmp_path,
+        new_markdown_cell(
+            "# T\n\n[Figure](#fig-b), [the table](#fig-t), [Table](#fig-t), [x](#no)"
+        ),
+        figures("a", "t", "b", table=["t"]),
+    )
+    captions = [c.get_text() for c in soup.find_all("figcaption")]
+    assert captions == ["Figure 1. About a.", "Table 1. About t.", "Figure 2. About b."]
+    links = [(a.get_text(), a["href"]) for a in soup.article.find_all("a")]
+    assert links == [("Figure 2", "#fig-b"), ("the table", "#fig-t"), ("Table 1", "#fig-t")]
+    assert soup.picture.source["srcset"].startswith("data:image/png")  # the dark variant stays
+    boxes = soup.select("figure .scroll")
+    assert [box["aria-label"] for box in boxes] == ["Figure 1", "Table 1", "Figure 2"]
+    assert all(box["tabindex"] == "0" and box["role"] == "region" for box in boxes)
+
+
+def test_captions_stand_in_what_plain_nbconvert_writes(tmp_path):
+    nb = new_notebook(cells=[figures("a")])
+    text, _ = nbconvert.HTMLExporter(template_name="basic").from_notebook_node(nb)
+    assert "About a." in text and 'alt="A line."' in text
+
+
+def test_folded_cells_are_closed_details_with_a_name(tmp_path):
+    log = new_output("stream", name="stdout", text="epoch 1")
+    named = display({"text/plain": "x"}, {"summary": "All epochs"})
+    soup = exported(
+        tmp_path,
+        code("lr = None", tags=["parameters"]),
+        new_markdown_cell("# T\n\n## The log"),
+        code("print(log)", log, tags=["fold"]),
+        code("show()", named, tags=["fold", "hide-input"]),
+        code("nothing()", tags=["fold", "hide-input"]),
+    )
+    folds = soup.find_all("details", class_="fold")
+    assert [f.summary.get_text() for f in folds] == ["Parameters", "The log", "All epochs"]
+    assert not any(f.has_attr("open") for f in folds)
+    assert "epoch 1" in folds[1].get_text() and "print(log)" in folds[1].get_text()
 
 
 def test_cell_tags_hide_what_they_should(tmp_path):
@@ -294,8 +349,7 @@ def test_streams_are_joined_coloured_and_overwritten(tmp_path):
 def test_tables_scroll_and_name_their_headers(tmp_path):
     html = (
         '<style>.dataframe td {color: red}</style><table border="1" class="dataframe">'
-        "<thead><tr><th></th><th>val_loss</th><th>name</th></tr>"
-        "<tr><th>epoch</th><th></th><th></th></tr></thead>"
+        "<thead><tr><th>epoch</th><th>val_loss</th><th>name</th></tr></thead>"
         "<tbody><tr><th>1</th><td>0.25</td><td>sgd</td></tr></tbody></table>"
     )
     caption = {"text/html": {"caption": "All epochs."}}
@@ -304,9 +358,12 @@ def test_tables_scroll_and_name_their_headers(tmp_path):
     assert box.figcaption.get_text() == "Table 1. All epochs."
     assert box.find(class_="scroll")["tabindex"] == "0"
     assert box.find("style") is None and not box.table.has_attr("border")
-    assert [th.get_text() for th in box.thead.find_all("th")] == ["epoch", "val_loss", "name"]
     assert [th["scope"] for th in box.find_all("th")] == ["col", "col", "col", "row"]
-    assert [td.get("class") for td in box.find_all("td")] == [["number"], None]
+    cells = box.find_all(["th", "td"])
+    assert [c.get_text() for c in cells if "number" in c.get("class", ())] == [
+        *("epoch", "val_loss"),
+        *("1", "0.25"),
+    ]
 
 
 def test_headings_get_unique_anchors_and_a_list_of_contents(tmp_path):
@@ -318,22 +375,27 @@ def test_headings_get_unique_anchors_and_a_list_of_contents(tmp_path):
     assert all(soup.find(id=link[1:]) for link in links)
 
 
-def test_code_is_highlighted_and_verbatim(tmp_path):
+def test_code_is_highlighted_verbatim_and_reached_by_the_keyboard(tmp_path):
     source = "def f(x):\n    return '$a$ <b>' if x < 1 else r'\\frac'  # " + "-" * 60
-    soup = exported(tmp_path, code(source))
-    assert soup.find(class_="code").get_text().strip() == source
-    assert soup.find("span", class_="k").get_text() == "def"
+    soup = exported(tmp_path, new_markdown_cell("# T\n\n```python\ny\n```\n\n    z"), code(source))
+    markdown_code, indented, cell = soup.select("div.highlight, pre:not(.highlight pre)")
+    assert cell.get_text().strip() == source
+    assert cell.find("span", class_="k").get_text() == "def"
+    assert [box["tabindex"] for box in (markdown_code, indented, cell)] == ["0", "0", "0"]
 
 
-def test_titles_are_escaped_everywhere(tmp_path):
-    soup = exported(tmp_path, new_markdown_cell("# Plain"))
-    assert soup.title.get_text() == PAYLOAD["title"] and soup.find("b") is None
-    export.export(tmp_path / "report.ipynb", tmp_path / "o.html", title='</style><b>"\\')
-    text = (tmp_path / "o.html").read_text()
-    assert "</style><b>" not in text and text.count("</style>") == 1
-    export.index(tmp_path)
-    index = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
-    assert index.find("h4").get_text() == PAYLOAD["title"] and index.find("b") is None
+def test_titles_are_the_payloads_and_escaped_everywhere(tmp_path):
+    bad = '</style><b>"\\'
+    page = tmp_path / "quick" / "report.html"
+    notebook = saved(tmp_path / "report.ipynb", new_markdown_cell("# Plain"), finish(title=bad))
+    export.export(notebook, page, title="What was asked for")
+    text = page.read_text()
+    assert BeautifulSoup(text, "html.parser").title.get_text() == bad
+    assert "</style><b>" not in text and text.count("</style>") == 2
+    index = BeautifulSoup(export.index(tmp_path, "quick").read_text(), "html.parser")
+    assert index.find("a", string=bad) and index.find("b", string=re.compile("style")) is None
+    export.export(saved(notebook, finish(title="")), page, title="Asked for")
+    assert json.loads(page.with_suffix(".json").read_text())["title"] == "Asked for"
 
 
 def test_export_is_atomic(tmp_path, monkeypatch):
@@ -353,34 +415,85 @@ def test_export_is_atomic(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------- index and hand-in
 
 
-def test_index_lists_presets_in_order_from_the_records(tmp_path):
-    for preset in ("quick", "full"):
-        nb = saved(tmp_path / "nb" / "a.ipynb", finish(preset=preset))
-        export.export(nb, tmp_path / "reports" / preset / "a b.html")
-    bad = saved(tmp_path / "nb" / "bad.ipynb", new_markdown_cell("# Bad"), code())
-    export.export(bad, tmp_path / "reports" / "quick" / "bad.html")
+def reported(tmp_path, name="a", preset="full", **changes):
+    """A report in the reports folder of this test."""
+    cells = [new_markdown_cell("# Which class?\n\nName the *class* of an image.\n\nMore.")]
+    notebook = saved(tmp_path / "nb" / f"{name}.ipynb", *cells, finish(preset=preset, **changes))
+    assert export.export(notebook, tmp_path / "reports" / preset / f"{name}.html") is None
+
+
+def front(tmp_path, preset=None):
+    page = export.index(tmp_path / "reports", preset)
+    return page, BeautifulSoup(page.read_text(), "html.parser")
+
+
+def test_front_page_lists_what_is_published_and_own_runs_have_their_own(tmp_path):
+    for preset in ("quick", "full", "lite"):
+        reported(tmp_path, "a b", preset, title=f"Class, {preset}")
     (tmp_path / "reports" / "full" / "a b.pdf").write_bytes(b"%PDF")
-    (tmp_path / "reports" / "full" / "results" / "1").mkdir(parents=True)
-    (tmp_path / "reports" / "full" / "results" / "1" / "result.json").write_text("[]")
-    page = export.index(tmp_path / "reports")
-    soup = BeautifulSoup(page.read_text(), "html.parser")
-    assert [h.code.get_text() for h in soup.find_all("h2")] == ["full", "quick"]
-    first = soup.find(class_="card")
-    assert [(d.dt.get_text(), d.dd.get_text()) for d in first.find_all("div")] == [
-        ("Test top-5", "0.981"),
-        ("Test top-1", "0.873"),
+    page, soup = front(tmp_path)
+    assert page == tmp_path / "reports" / "index.html"
+    links = [a["href"] for a in soup.select(".question a")]
+    assert links == ["full/a%20b.html", "full/a%20b.pdf", "lite/a%20b.html"]
+    assert soup.h4.get_text() == "Which class?"
+    assert soup.select_one(".question > p").get_text() == "Name the class of an image."
+    assert "Test top-5 0.981" in soup.select_one(".question li").get_text()
+    before = page.read_bytes()
+    page, soup = front(tmp_path, "quick")
+    assert page == tmp_path / "reports" / "quick" / "index.html"
+    assert [a["href"] for a in soup.select(".question a")] == ["a%20b.html"]
+    assert (tmp_path / "reports" / "index.html").read_bytes() == before
+
+
+def test_a_foreign_json_file_is_passed_over(tmp_path):
+    reported(tmp_path)
+    for name, text in {"x": "{", "y": "[]", "z": '{"id": 1}'}.items():
+        (tmp_path / "reports" / "full" / f"{name}.json").write_text(text)
+    assert len(front(tmp_path)[1].select(".question li")) == 1
+
+
+def test_scores_of_other_numbers_of_classes_stand_in_another_chart(tmp_path):
+    rows = [
+        {"name": "few", "top5": 0.98, "low": 0.9, "high": 0.99, "classes": 10, "chance": 0.5},
+        {"name": "many", "top5": 0.5, "classes": 20, "chance": 0.25, "published": 0.6},
     ]
-    assert {a["href"] for a in first.find_all("a")} == {"full/a%20b.html", "full/a%20b.pdf"}
-    assert first.time.get_text() == "2026-01-02"
-    assert soup.find_all(class_="card")[-1].find(class_="failed").get_text().startswith("FAILED")
-    assert len(soup.find_all("a", string="PDF")) == 1
+    reported(tmp_path, results=rows)
+    few, many = front(tmp_path)[1].select(".chart")
+    assert few.figcaption.get_text() == "10 classes, preset full"
+    assert few.select_one("td.number").get_text() == "98.0 %"
+    assert "90.0 to 99.0 %" in few.get_text() and "few" not in many.get_text()
+    assert many.select_one(".published")["style"] == "left:60.00%" and not many.select(".range")
 
 
-def test_index_names_a_broken_record(tmp_path):
-    (tmp_path / "quick").mkdir()
-    (tmp_path / "quick" / "x.json").write_text("{")
-    with pytest.raises(DlopsError, match=r"x\.json"):
-        export.index(tmp_path)
+def test_front_page_tells_each_claim_once_with_the_verdict_of_each_preset(tmp_path):
+    claim = {"sentence": "A beats B.", "quantity": 0.0312, "interval": [0.01, 0.05], "n": 5}
+    reported(tmp_path, preset="full", claims=[claim | {"verdict": "supported", "anchor": "fig-a"}])
+    reported(tmp_path, preset="lite", claims=[{"sentence": "A beats B.", "verdict": "refuted"}])
+    (item,) = front(tmp_path)[1].select(".claims > li")
+    assert item.p.get_text().startswith("A beats B.")
+    supported, refuted = item.select("li")
+    assert supported.get_text() == (
+        "supported in preset full: 0.0312, interval 0.01 to 0.05, n = 5"
+    )
+    assert supported.a["href"] == "full/a.html#fig-a" and "supported" in supported.a["class"]
+    assert refuted.get_text() == "refuted in preset lite"
+
+
+def test_pages_are_linked_to_their_neighbours_and_to_the_front_page(tmp_path):
+    for name in "abc":
+        reported(tmp_path, name, id=name, title=f"Report <{name}>")
+    front(tmp_path)
+    page = tmp_path / "reports" / "full" / "b.html"
+    nav = BeautifulSoup(page.read_text(), "html.parser").find("nav", class_="pages")
+    assert [(a["rel"][0], a["href"]) for a in nav.find_all("a")] == [
+        ("prev", "a.html"),
+        ("index", "../index.html"),
+        ("next", "c.html"),
+    ]
+    assert "Report <c>" in nav.get_text()
+    before = page.stat().st_mtime_ns
+    front(tmp_path)
+    assert page.stat().st_mtime_ns == before  # nothing to change, nothing written
 
 
 def hand_in(reports, page):
@@ -390,17 +503,17 @@ def hand_in(reports, page):
 
 
 def test_hand_in_has_cover_contents_chapters_and_unique_ids(tmp_path):
-    cells = [
-        new_markdown_cell(
-            "# Report\n\n## Data\n\nSee [the method](#method).\n\n## Method\n\n### Loss"
-        ),
-        code("a", figure()),
-    ]
+    text = (
+        "# Report\n\n## Data\n\nSee [Figure](#figure-1), [this](#method).\n\n## Method\n\n### Loss"
+    )
+    cells = [new_markdown_cell(text), code("a", figure())]
     exported(tmp_path, *cells)
-    notebook = saved(tmp_path / "two.ipynb", *cells, code())
+    bad = export.export(saved(tmp_path / "b.ipynb", *cells, code()), tmp_path / "quick" / "b.html")
     page = tmp_path / "hand-in.html"
-    verdict = hand_in([tmp_path / "quick" / "report.html", notebook], page)
-    assert verdict == "Not every run finished: chapter 2 (Report)."
+    verdict = hand_in(
+        [tmp_path / "quick" / "report.html", tmp_path / "quick" / "b.failed.html"], page
+    )
+    assert bad and verdict == "Not every run finished: chapter 2 (Report)."
     soup = BeautifulSoup(page.read_text(), "html.parser")
     ids = [tag["id"] for tag in soup.find_all(id=True)]
     assert len(ids) == len(set(ids))
@@ -409,8 +522,9 @@ def test_hand_in_has_cover_contents_chapters_and_unique_ids(tmp_path):
     assert [h.get_text() for h in soup.find_all("h1")] == ["Work <1>"]
     one, two = soup.find_all("article")
     assert [h.name for h in one.find_all(re.compile("^h[1-6]$"))] == ["h2", "h3", "h3", "h4"]
-    assert [a.figcaption.b.get_text() for a in (one, two)] == ["Figure 1.", "Figure 1."]
-    assert one.find("a", string="the method")["href"] == "#c1-method"
+    assert [a.figcaption.b.get_text() for a in (one, two)] == ["Figure 1.1.", "Figure 2.1."]
+    assert two.find("a", string="Figure 2.1")["href"] == "#c2-figure-1"
+    assert one.find("a", string="this")["href"] == "#c1-method"
     assert two.find(class_="failed") and one.find(class_="failed") is None
     for word in ("A. Lovelace", "M22", "1 May 2026"):
         assert word in soup.header.get_text()
@@ -426,29 +540,116 @@ def test_hand_in_refuses_what_is_no_report(tmp_path):
     assert not (tmp_path / "o.html").exists()
 
 
+# ---------------------------------------------------------------------------- nbconvert
+
+
+def test_jupyter_nbconvert_finds_the_exporter_and_writes_the_report(tmp_path):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    named = project["project"]["entry-points"]["nbconvert.exporters"]["dlops"]
+    notebook = saved(
+        tmp_path / "executed.ipynb", new_markdown_cell("# T"), code("a", figure()), finish()
+    )
+    NbConvertApp.launch_instance(["--to", named.replace(":", "."), str(notebook)])
+    NbConvertApp.clear_instance()
+    soup = BeautifulSoup((tmp_path / "executed.html").read_text(), "html.parser")
+    assert soup.title.get_text() == PAYLOAD["title"]
+    assert soup.figcaption.get_text() == "Figure 1. The loss falls."
+    assert soup.find("script") is None and soup.find("article", id="report")
+
+
 # ---------------------------------------------------------------------------- PDF
 
 
-def test_without_a_browser_there_is_one_clear_sentence(tmp_path, monkeypatch):
-    exported(tmp_path, new_markdown_cell("# A"))
-    monkeypatch.setattr(export, "browser", lambda: None)
-    with pytest.raises(DlopsError, match="Chrome, Chromium nor Edge") as caught:
-        export.pdf(tmp_path / "quick" / "report.html", tmp_path / "quick" / "report.pdf")
-    assert "\n" not in str(caught.value)
-    assert sorted(p.name for p in (tmp_path / "quick").iterdir()) == ["report.html", "report.json"]
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Installs shell scripts as the only browsers of the machine; they know their last argument."""
+    printer._tried.cache_clear()
+    monkeypatch.setattr(printer, "_given_up", [])
+    monkeypatch.setattr(printer, "TRY_SECONDS", 2)
+    monkeypatch.setattr(printer, "PAGE_SECONDS", 1)
+    found = []
+    monkeypatch.setattr(printer, "_candidates", lambda: found)
+
+    def install(name, script):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\nfor last; do :; done\n{script}\n")
+        program.chmod(0o755)
+        found.append(str(program))
+
+    yield install
+    printer._tried.cache_clear()
 
 
-def test_a_browser_that_fails_is_quoted_and_leaves_the_old_pdf(tmp_path, monkeypatch):
+WORKS = """for word; do case $word in --print-to-pdf=*) echo %PDF > "${word#*=}";; esac; done"""
+HANGS_ON_REPORTS = (
+    f"case $last in *page.html) {WORKS};; *) sleep 60 & echo $! > $0.pid; wait;; esac"
+)
+
+
+def report_page(tmp_path):
     exported(tmp_path, new_markdown_cell("# A"))
-    program = tmp_path / "chrome"
-    program.write_text("#!/bin/sh\necho no usable sandbox >&2\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(export, "browser", lambda: str(program))
-    old = tmp_path / "quick" / "report.pdf"
-    old.write_bytes(b"old")
+    return tmp_path / "quick" / "report.html"
+
+
+def test_without_a_browser_there_is_one_clear_sentence(tmp_path, programs):
+    page = report_page(tmp_path)
+    with pytest.raises(DlopsError, match="no Chrome, Chromium or Edge was found") as caught:
+        export.pdf(page, page.with_suffix(".pdf"))
+    assert "\n" not in str(caught.value) and export.browser(tmp_path) is None
+    assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_a_stub_is_passed_over_for_a_browser_that_prints(tmp_path, programs):
+    programs("chromium-browser", "echo install the snap >&2")  # Ubuntu's: it prints nothing
+    programs("google-chrome", WORKS)
+    page = report_page(tmp_path)
+    export.pdf(page, page.with_suffix(".pdf"))
+    assert export.browser(page.parent) == str(tmp_path / "google-chrome")
+    assert page.with_suffix(".pdf").read_bytes() == b"%PDF\n"
+    assert len(list(page.parent.iterdir())) == 3
+
+
+def test_a_browser_that_fails_is_quoted_and_leaves_the_old_pdf(tmp_path, programs):
+    programs("chrome", "echo no usable sandbox >&2; exit 1")
+    page = report_page(tmp_path)
+    page.with_suffix(".pdf").write_bytes(b"old")
     with pytest.raises(DlopsError, match="no usable sandbox"):
-        export.pdf(tmp_path / "quick" / "report.html", old)
-    assert old.read_bytes() == b"old" and len(list(old.parent.iterdir())) == 3
+        export.pdf(page, page.with_suffix(".pdf"))
+    assert page.with_suffix(".pdf").read_bytes() == b"old" and len(list(page.parent.iterdir())) == 3
+
+
+def test_a_browser_that_hangs_is_ended_with_its_children_and_not_asked_again(tmp_path, programs):
+    programs("chrome", HANGS_ON_REPORTS)
+    page = report_page(tmp_path)
+    with pytest.raises(DlopsError, match="did not print"):
+        export.pdf(page, page.with_suffix(".pdf"))
+    child = int((tmp_path / "chrome.pid").read_text())
+    for _ in range(100):  # killed, and soon reaped by init
+        if not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a process of the browser is left")
+    began = time.monotonic()
+    with pytest.raises(DlopsError, match="did not print"):
+        export.pdf(page, page.with_suffix(".pdf"))
+    assert time.monotonic() - began < 0.5
+    assert sorted(p.name for p in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_what_is_folded_is_printed_as_an_appendix_without_links_to_files(tmp_path):
+    log = new_output("stream", name="stdout", text="epoch 1")
+    exported(tmp_path, new_markdown_cell("# T\n\n## Log"), code("f()", log, tags=["fold"]))
+    text = printable((tmp_path / "quick" / "report.html").read_text())
+    soup = BeautifulSoup(text, "html.parser")
+    appendix = soup.article.find_all("section")[-1]
+    assert [h.get_text() for h in appendix.find_all(re.compile("h[1-6]"))] == [
+        "Appendix",
+        "A1. Log",
+    ]
+    assert "epoch 1" in appendix.get_text() and soup.find("details", class_="fold") is None
+    assert soup.find("a", string="Log: appendix A1")["href"] == f"#{appendix.h3['id']}"
+    assert all(a["href"].startswith("#") for a in soup.find_all("a"))
 
 
 @pytest.mark.skipif(export.browser() is None, reason="no Chrome, Chromium or Edge installed")

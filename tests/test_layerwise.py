@@ -12,6 +12,7 @@ import torch
 from dlops import data as data_module
 from dlops import layerwise, run, stacks
 from dlops.autoencoder import StackedClassifier
+from dlops.checkpoint import Checkpoint
 from dlops.data import Split, load
 from dlops.experiment import Experiment
 from dlops.metrics import student_interval
@@ -36,7 +37,8 @@ def source(**changes):
 def train(experiment, folder, progress=quiet, interrupt=None):
     images = load(experiment.data, experiment.seed)
     interrupt = interrupt or threading.Event()
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint = Checkpoint(folder / "work" / "checkpoint.pt", experiment.id)
+    checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
     return layerwise.train(experiment, images, CPU, checkpoint, interrupt, progress)
 
 
@@ -69,25 +71,43 @@ def test_what_is_kept_of_an_auto_encoder(whole):
     assert sum(array.nbytes for array in arrays.values()) < 1_500_000
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "crash"])
-def test_a_run_that_stops_goes_on_at_its_layer(whole, tmp_path, how):
-    interrupt = threading.Event()
+class Stop:
+    """Progress that remembers its epochs, and stops the run after one of them."""
 
-    def stop(event):
-        if event["row"]["layer"] == 3:
-            interrupt.set()
-            if how == "crash":
+    def __init__(self, after=None, crash=False):
+        self.after, self.crash, self.seen = after, crash, []
+        self.interrupt = threading.Event()
+
+    def __call__(self, event):
+        self.seen.append((event["row"]["layer"], event["row"]["epoch"]))
+        if self.seen[-1] == self.after:
+            self.interrupt.set()
+            if self.crash:
                 raise RuntimeError("power cut")
 
-    with pytest.raises(KeyboardInterrupt if how == "Ctrl-C" else RuntimeError):
-        train(source(), tmp_path, stop, interrupt)
-    again = []
-    resumed = train(source(), tmp_path, lambda event: again.append(event["row"]["layer"]))
-    assert set(again) == {3, 4}
-    assert without_seconds(resumed.history) == without_seconds(whole.history)
-    assert resumed.weights.keys() == whole.weights.keys()
-    for name, value in whole.weights.items():
-        np.testing.assert_array_equal(resumed.weights[name], value, err_msg=name)
+
+@pytest.mark.parametrize("pretraining", ["layerwise", "end-to-end"])
+@pytest.mark.parametrize("crash", [False, True], ids=["Ctrl-C", "crash"])
+def test_a_run_that_stops_after_any_epoch_goes_on_there(pretraining, crash, tmp_path, monkeypatch):
+    """A crash goes on from the epoch before: its own was not saved yet."""
+    monkeypatch.setenv("DLOPS_CHECKPOINT_SECONDS", "0")
+    experiment = source(pretraining=pretraining, sizes=(24, 16), per_class=10, noise=0.2)
+    whole = train(experiment, tmp_path / "whole")
+    rows = [(row["layer"], row["epoch"]) for row in whole.history if row["epoch"]]
+    for number, after in enumerate(rows):
+        folder = tmp_path / str(number)
+        stop, again = Stop(after, crash), Stop()
+        with pytest.raises(RuntimeError if crash else KeyboardInterrupt):
+            train(experiment, folder, stop, stop.interrupt)
+        resumed = train(experiment, folder, again)
+        assert again.seen == rows[number + (not crash) :]
+        assert without_seconds(resumed.history) == without_seconds(whole.history)
+        assert resumed.metrics == whole.metrics
+        for kept in ("weights", "arrays"):
+            ours, theirs = getattr(resumed, kept), getattr(whole, kept)
+            assert ours.keys() == theirs.keys()
+            for name, value in theirs.items():
+                np.testing.assert_array_equal(ours[name], value, err_msg=name)
 
 
 def test_progress_counts_the_epochs_of_all_layers(tmp_path):

@@ -202,7 +202,6 @@ def test_a_killed_kernel_is_a_failed_report(tmp_path, monkeypatch, capsys):
     item = Report("q1.1", "assignment1/killed.ipynb", "Killed", lambda preset, **_: [])
     monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
     monkeypatch.setattr(cli, "select", lambda *_: [item])
-    monkeypatch.setattr(export, "browser", lambda: None)
     monkeypatch.setattr(sys, "argv", ["dlops", "report", "q1.1", "--preset", "test"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -210,6 +209,6 @@ def test_a_killed_kernel_is_a_failed_report(tmp_path, monkeypatch, capsys):
     complaint = capsys.readouterr().err
     assert complaint.startswith("dlops: killed: The run did not reach its end")
     reports = Path(os.environ["DLOPS_REPORTS"])
-    page = (reports / "test" / "killed.html").read_text()
+    page = (reports / "test" / "killed.failed.html").read_text()
     assert "FAILED" in page and "so far" in page and "the end" not in page.split("so far")[1][:200]
-    assert "failed" in (reports / "index.html").read_text().lower()
+    assert "killed" not in (reports / "test" / "index.html").read_text().lower()

@@ -1,14 +1,23 @@
 """ResNet18 against torchvision's, and its stems."""
 
+import copy
 import inspect
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import dlops.resnet
-from dlops.resnet import ResNet18, stages
+from dlops.resnet import STEMS, ResNet18, stages
+
+NETWORKS = {"torchvision": resnet18} | {
+    stem: lambda num_classes, stem=stem: ResNet18(num_classes, stem) for stem in STEMS
+}
 
 
 def images(n: int, side: int, dtype: torch.dtype = torch.float32, channels: int = 3):
@@ -37,6 +46,20 @@ def test_same_seed_gives_torchvisions_initial_weights():
     torch.manual_seed(3)
     theirs = resnet18(num_classes=10).state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_initial_weights_are_drawn_layer_by_layer_and_convolutions_then_again(stem):
+    torch.manual_seed(0)
+    ours = ResNet18(5, stem)
+    drawn = copy.deepcopy(ours)
+    layers = [m for m in drawn.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    torch.manual_seed(0)
+    for layer in layers:
+        layer.reset_parameters()
+    for layer in layers[:-1]:
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    assert all(torch.equal(v, drawn.state_dict()[k]) for k, v in ours.state_dict().items())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -94,6 +117,64 @@ def test_channels_last_gives_the_same_output():
         model.to(memory_format=torch.channels_last)
         strided = model(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(strided, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    """torchvision's and each of ours, as after some training."""
+    torch.manual_seed(1)
+    model = NETWORKS[request.param](num_classes=5)
+    model(images(8, 32))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_can_be_scripted_and_traced(network):
+    x = images(2, 32)
+    for program in (torch.jit.script(network), torch.fx.symbolic_trace(network)):
+        torch.testing.assert_close(program(x), network(x))
+
+
+@torch.no_grad()
+def test_gives_its_inner_features(network):
+    found = create_feature_extractor(network, ["layer1", "layer4", "avgpool"])(images(2, 32))
+    assert [x.shape[1] for x in found.values()] == [64, 512, 512]
+    torch.testing.assert_close(network.fc(found["avgpool"].flatten(1)), network(images(2, 32)))
+
+
+@torch.no_grad()
+def test_can_be_exported_for_any_batch(network):
+    program = torch.export.export(
+        network, (images(2, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    x = images(5, 32)
+    torch.testing.assert_close(program.module()(x), network(x))
+
+
+def test_has_functional_gradients(network):
+    x, parameters = images(2, 32), dict(network.named_parameters())
+
+    def loss(p):
+        return torch.func.functional_call(network, p, (x,)).square().sum()
+
+    found = torch.func.grad(loss)(parameters)
+    wanted = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    torch.testing.assert_close(list(found.values()), list(wanted))
+
+
+@torch.no_grad()
+def test_fused_with_its_batch_normalisations_it_gives_the_same(network):
+    x = images(4, 32)
+    wanted = network(x)
+    torch.testing.assert_close(fuse(network)(x), wanted, rtol=1e-4, atol=1e-4)
+    for module in list(network.modules()):
+        for name, conv in list(module.named_children()):
+            if isinstance(conv, nn.Conv2d):
+                norm = "1" if name == "0" else name.replace("conv", "bn")
+                setattr(module, name, fuse_conv_bn_eval(conv, getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_stem_is_refused_in_one_sentence():

@@ -21,7 +21,7 @@ from dlops.evaluate import Evaluation
 from dlops.experiment import RECIPE
 from dlops.machine import choose_device
 from dlops.runs import interruptible
-from dlops.store import Store, load_checkpoint, save_checkpoint
+from dlops.store import Store
 from dlops.train import Training, average, lr_factor
 
 
@@ -146,7 +146,7 @@ def test_killed_in_the_middle_and_asked_again(tmp_path):
     assert watching.epochs == [2]
     assert numbers(resumed) == numbers(run(KILLED, store=Store(tmp_path)))
     assert Store().status(KILLED) == "complete"
-    assert not (Store().folder(KILLED) / "checkpoint.pt").exists()
+    assert not Store().workplace(KILLED).exists()
 
 
 @pytest.mark.parametrize("step", [2, 3, 5], ids=["mid-epoch", "last step", "second epoch"])
@@ -163,30 +163,6 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(step, monkeypatch, tmp_path):
     resumed = run(STOPPED, progress=watching)
     assert watching.epochs == ([1, 2] if step <= 3 else [2])
     assert numbers(resumed) == numbers(run(STOPPED, store=Store(tmp_path)))
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_a_damaged_checkpoint_costs_time_only(content):
-    clean = numbers(run(stack()))
-    Store().forget(stack())
-    folder = Store().folder(stack())
-    folder.mkdir()
-    (folder / "checkpoint.pt").write_bytes(content)
-    assert numbers(run(stack())) == clean
-
-
-def test_a_checkpoint_is_replaced_whole(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, {"epoch": 1})
-
-    def breaks(state, place):
-        place.write_bytes(b"half")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(torch, "save", breaks)
-    with pytest.raises(OSError):
-        save_checkpoint(path, {"epoch": 2})
-    assert load_checkpoint(path) == {"epoch": 1}
 
 
 # From the store -------------------------------------------------------------------------------
@@ -344,7 +320,8 @@ def test_a_diverged_run_fails_in_one_sentence_and_can_be_tried_again():
         run(wild)
     assert Store().status(wild) == "failed"
     assert "not finite" in Store().failure(wild)
-    assert [path.name for path in Store().folder(wild).iterdir()] == ["failed.json"]
+    assert [path.name for path in Store().workplace(wild).iterdir()] == ["failed.json"]
+    assert not Store().folder(wild).exists()
     with pytest.raises(DlopsError, match="diverged"):
         run(wild)
 

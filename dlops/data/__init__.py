@@ -11,13 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlops.data.batches import Batches, Split, class_batches
-    from dlops.data.readers import COUNTS, DataSet, load
+    from dlops.data.readers import DataSet, load
 
-__all__ = ["COUNTS", "Batches", "DataSet", "Split", "class_batches", "load"]
+from dlops.data.layouts import COUNTS, locate, present, root
+
+__all__ = [
+    "COUNTS",
+    "Batches",
+    "DataSet",
+    "Split",
+    "class_batches",
+    "load",
+    "locate",
+    "present",
+    "root",
+]
+_HOMES = {"Batches": "batches", "Split": "batches", "class_batches": "batches"}
+_HOMES |= {"DataSet": "readers", "load": "readers"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "batches" if name in ("Batches", "Split", "class_batches") else "readers"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

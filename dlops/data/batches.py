@@ -102,12 +102,7 @@ class Batches:
         if classes_per_batch and images_per_class:
             self.grouping = classes_per_batch, images_per_class
             self.batch_size = classes_per_batch * images_per_class
-            classes = len(labels.unique())
-            if classes_per_batch > classes:
-                raise DlopsError(
-                    f"classes_per_batch is {classes_per_batch}, but the images are of only"
-                    f" {classes} classes."
-                )
+            _enough(labels.numpy(), classes_per_batch)
         mean = mean if normalise else [0.0] * len(mean)
         std = std if normalise else [1.0] * len(mean)
         self.mean = torch.tensor(mean, device=self.device)[:, None, None] * 255
@@ -188,13 +183,33 @@ class Batches:
         return torch.cat([self.split.take(b).to(self.device) for b in self.rows.split(1000)])
 
 
+def _enough(labels: np.ndarray, classes_per_batch: int) -> None:
+    """DlopsError unless there are so many classes, and two images of each, to make pairs of."""
+    classes, counts = np.unique(labels, return_counts=True)
+    if classes_per_batch > len(classes):
+        raise DlopsError(
+            f"classes_per_batch is {classes_per_batch}, but the training images are of only"
+            f" {len(classes)} classes: set it to {len(classes)} or less, or raise classes."
+        )
+    if counts.min() < 2:
+        raise DlopsError(
+            "A triplet needs two labelled training images of a class, but class"
+            f" {classes[counts.argmin()]} has one beside those held out for validation: raise"
+            " per_class (3 or more) or label_fraction."
+        )
+
+
 def class_batches(labels: np.ndarray, p: int, k: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of the images of P x K batches, [steps, p * k]: k images of each of p classes.
 
     labels: [N]. An epoch has N // (p * k) steps, at least one; the classes of a step are drawn
     without replacement, and a class's images in turn, those of a class with fewer than k repeated.
+    A class of one image has no positive pair and is left out; without any other, there is no step.
     """
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    members = [own for own in members if len(own) > 1]
+    if not members:
+        return np.empty((0, p * k), dtype=np.int64)
     p = min(p, len(members))
     steps = max(1, len(labels) // (p * k))
     classes = np.argsort(rng.random((steps, len(members))), axis=1)[:, :p]

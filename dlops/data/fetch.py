@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import os
@@ -13,108 +14,80 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
-from dlops.settings import DATASETS, DataSetInfo, DlopsError
+from dlops.data.layouts import Progress, info_of, locate, need_space, root, whole, writable
+from dlops.settings import DataSetInfo, DlopsError
 
-Progress = Callable[[int, int], None]  # (done, total): images decoded, or bytes fetched
-
-
-def _info(name: str) -> DataSetInfo:
-    if name not in DATASETS:
-        raise DlopsError(f"There is no data set {name!r}, only {', '.join(DATASETS)}.")
-    return DATASETS[name]
-
-
-def root() -> Path:
-    """DLOPS_DATA, else the user's cache directory."""
-    chosen = os.environ.get("DLOPS_DATA")
-    return Path(chosen).expanduser() if chosen else user_cache_path("dlops") / "data"
-
-
-def where(name: str) -> Path | None:
-    """The folder of a data set's unpacked files under DLOPS_DATA, or None."""
-    folder = _info(name).folder
-    return root() / folder if folder and (root() / folder).is_dir() else None
-
-
-@contextmanager
-def writable(folder: Path) -> Iterator[Path]:
-    """The folder, made if need be; an operating system's refusal becomes one sentence."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-    except OSError as error:
-        raise DlopsError(
-            f"{folder} cannot be written ({error.strerror or error}): set DLOPS_DATA to a folder"
-            " that can."
-        ) from error
-
-
-def need_space(folder: Path, size: int, what: str) -> None:
-    """DlopsError unless `folder`'s disk has `size` bytes free for `what`."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise DlopsError(
-            f"{what} needs {size / 1e9:.1f} GB, but {folder} has only {free / 1e9:.1f} GB free:"
-            " make room, or set DLOPS_DATA to a larger disk."
-        )
+# The largest archive, STL-10's, holds 3 GB; the one of most files, Tiny ImageNet's, 120,609.
+LARGEST, MOST = 8 * 10**9, 500_000
+DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
 
 
 def fetch(name: str, *, progress: Progress | None = None) -> Path:
     """Downloads, verifies and unpacks a data set; returns its folder under DLOPS_DATA.
 
-    A download that was cut off continues where it stopped. An archive whose checksum differs
-    is set aside as `.bad`. Raises DlopsError.
+    What is there already is read, and never changed: the folder, or the user's own archive. A
+    download that was cut off continues where it stopped; one whose checksum differs is set aside
+    as `.bad`. Raises DlopsError.
     """
-    info = _info(name)
+    info = info_of(name)
     if not info.url:
         raise DlopsError(f"{info.title} come with scikit-learn: there is nothing to fetch.")
+    target = root() / info.folder
+    if target.is_dir() and any(target.iterdir()):
+        try:
+            return whole(name, locate(name))
+        except DlopsError as error:
+            raise DlopsError(f"{error} (Or move {target} away, and fetch it again.)") from None
     with writable(root()) as folder, FileLock(folder / f".{name}.lock"):
-        target = folder / info.folder
-        if target.is_dir():
-            return target
-        archive = folder / info.url.rsplit("/", 1)[1]
-        part = archive.with_name(archive.name + ".part")
-        if not archive.exists():
-            _download(info, part, progress)
-            os.replace(part, archive)
-        _verify(info, archive)
+        if target.is_dir() and any(target.iterdir()):  # another process was first
+            return whole(name, locate(name))
+        for left_over in folder.glob(f".{name}.*.tmp"):  # of a killed process
+            shutil.rmtree(left_over)
+        archive = _had(info, folder, progress)
         scratch = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
         try:
             _unpack(archive, scratch)
             if not (scratch / info.folder).is_dir():
                 raise DlopsError(f"{archive} does not hold a folder {info.folder}.")
+            whole(name, scratch / info.folder)
             os.replace(scratch / info.folder, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        archive.unlink()
+        if archive.suffix == ".part":
+            archive.unlink()
         return target
 
 
 def fetch_file(info: DataSetInfo, folder: Path, *, progress: Progress | None = None) -> Path:
     """A single published file in `folder`, verified; downloaded if it is not there.
 
-    A file whose checksum differs is set aside as `.bad`. Raises DlopsError.
+    Raises DlopsError, also if a file of this name is not the published one.
     """
     target = folder / info.url.rsplit("/", 1)[1]
     if target.exists():
-        _verify(info, target)
-        return target
+        return _verified(info, target)
     with writable(folder), FileLock(folder / f".{info.name}.lock"):
-        part = target.with_name(target.name + ".part")
-        if not target.exists():
-            _download(info, part, progress)
-            _verify(info, part)
-            os.replace(part, target)
+        found = _had(info, folder, progress)
+        if found != target:
+            os.replace(found, target)
         return target
+
+
+def _had(info: DataSetInfo, folder: Path, progress: Progress | None) -> Path:
+    """The published file in `folder`, verified: the user's own, else downloaded, a `.part`."""
+    own = folder / info.url.rsplit("/", 1)[1]
+    if own.exists():
+        return _verified(info, own)
+    part = own.with_name(own.name + ".part")
+    _download(info, part, progress)
+    return _verified(info, part)
 
 
 def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
@@ -144,8 +117,9 @@ def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
         have = part.stat().st_size if part.exists() else 0
         if have <= best or not have:
             raise DlopsError(
-                f"{info.url} could not be fetched ({reason}; {have:,} bytes are kept):"
-                " run the same command again to go on."
+                f"{info.url} could not be fetched ({reason}; {have:,} bytes are kept): run the"
+                " same command again to go on, or, without a connection, put that file from"
+                f" elsewhere at {part.with_suffix('')}."
             )
         best = have
 
@@ -170,35 +144,58 @@ def _check_address(url: str) -> None:
         raise DlopsError(f"{url} is refused: data come over https only.")
 
 
-def _verify(info: DataSetInfo, archive: Path) -> None:
-    kind, expected = info.checksum.split(":")  # md5, or the first digits of a sha256
-    with open(archive, "rb") as file:
+def _verified(info: DataSetInfo, path: Path) -> Path:
+    """The file, if its checksum is the published one; only a download of ours is set aside."""
+    kind, expected = info.checksum.split(":")
+    with open(path, "rb") as file:
         hasher = partial(hashlib.new, kind, usedforsecurity=False)
-        found = hashlib.file_digest(file, hasher).hexdigest()[: len(expected)]
-    if found != expected:
-        bad = archive.with_name(archive.name.removesuffix(".part") + ".bad")
-        os.replace(archive, bad)
+        found = hashlib.file_digest(file, hasher).hexdigest()
+    if found == expected:
+        return path
+    differs = f"has the {kind.upper()} checksum {found}, but must have {expected}"
+    if path.suffix != ".part":
         raise DlopsError(
-            f"{info.url} has the {kind.upper()} checksum {found}, but must have {expected}; the"
-            f" file was set aside as {bad}: fetch again, and if that repeats, the server's file has"
-            " changed."
+            f"{path} {differs}: it is damaged, or not what {info.url} publishes. Move it away,"
+            " and it is fetched."
         )
+    bad = path.with_suffix(".bad")
+    os.replace(path, bad)
+    raise DlopsError(
+        f"What {info.url} sent {differs}; it was set aside as {bad}: fetch again, and if that"
+        " repeats, the server's file has changed."
+    )
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Files and folders of a zip or tar archive; anything that leads outside is refused first."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as zipped:
-            for entry in zipped.infolist():
-                _check_member(archive, entry.filename, not stat.S_ISLNK(entry.external_attr >> 16))
-            zipped.extractall(folder)
-    else:
-        with tarfile.open(archive) as tar:
+    """Files and folders of a zip or tar archive; what is larger, or leads outside, is refused."""
+    try:
+        if ".zip" in archive.suffixes:
+            with zipfile.ZipFile(archive) as zipped:
+                entries = zipped.infolist()
+                _check_size(archive, len(entries), sum(entry.file_size for entry in entries))
+                for entry in entries:
+                    plain = not stat.S_ISLNK(entry.external_attr >> 16)
+                    _check_member(archive, entry.filename, plain)
+                zipped.extractall(folder)
+            return
+        with tarfile.open(archive, "r:gz") as tar:
             # In Python since 3.11.4; what leads outside, and links, are refused below anyway.
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-            for member in tar:
+            size = 0
+            for count, member in enumerate(tar, 1):
+                size += member.size
+                _check_size(archive, count, size)
                 _check_member(archive, member.name, member.isfile() or member.isdir())
                 tar.extract(member, folder)
+    except (*DAMAGED, RuntimeError) as error:  # zipfile's RuntimeError: encrypted
+        raise DlopsError(f"{archive} cannot be unpacked ({error}): get it again.") from error
+
+
+def _check_size(archive: Path, count: int, size: int) -> None:
+    if count > MOST or size > LARGEST:
+        raise DlopsError(
+            f"{archive} unpacks to more than {MOST:,} files or {LARGEST / 1e9:.0f} GB: refused."
+        )
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
 from dlops.data.batches import Split
-from dlops.data.fetch import Progress, need_space, root, where, writable
+from dlops.data.cache import decoded
+from dlops.data.checks import check_images, check_labels, prove
+from dlops.data.layouts import (
+    AGAIN,
+    CIFAR_RECORD,
+    COUNTS,
+    STL_IMAGE,
+    Progress,
+    cifar_names,
+    lines,
+    locate,
+    stl_names,
+    whole,
+    words,
+)
 from dlops.settings import DATASETS, Data, DlopsError
-
-# Images that the publishers' archives hold: training, test, unlabelled.
-COUNTS = {
-    "tiny-imagenet": (100_000, 10_000, 0),
-    "cifar100": (50_000, 10_000, 0),
-    "stl10": (5_000, 8_000, 100_000),
-}
 
 
 @dataclass(frozen=True)
@@ -167,32 +167,12 @@ def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # The data sets, each from its official layout ------------------------------------------------
 
 
-def _folder(name: str) -> Path:
-    folder, info = where(name), DATASETS[name]
-    if folder is None:
-        raise DlopsError(
-            f"{info.title} is not at {root() / info.folder}: fetch it with `dlops data fetch"
-            f" {name}`, or set DLOPS_DATA to the folder that holds {info.folder}."
-        )
-    return folder
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except OSError:
-        raise DlopsError(f"{path} is missing: unpack the archive again.") from None
-
-
 def _binary(path: Path, count: int, record: int) -> np.ndarray:
     """The file as a memory map uint8 [count, record]; copy on write, so that it stays as it is."""
-    size = path.stat().st_size if path.exists() else 0
-    if size != count * record:
-        raise DlopsError(
-            f"{path} has {size:,} bytes, but must have {count * record:,}:"
-            " unpack the archive again."
-        )
-    return np.asarray(np.memmap(path, np.uint8, "c", shape=(count, record)))
+    try:
+        return np.asarray(np.memmap(path, np.uint8, "c", shape=(count, record)))
+    except OSError as error:
+        raise DlopsError(f"{path} cannot be read ({error.strerror}).") from None
 
 
 def _digits(data: Data, progress: Progress | None) -> _Raw:
@@ -213,140 +193,74 @@ def _digits(data: Data, progress: Progress | None) -> _Raw:
 
 
 def _cifar100(data: Data, progress: Progress | None) -> _Raw:
-    folder = _folder("cifar100")
+    folder = whole("cifar100", locate("cifar100"))
+    names = {labels: cifar_names(folder, labels) for labels in ("coarse", "fine")}
 
     def read(name: str, count: int) -> tuple[Tensor, np.ndarray]:
-        records = _binary(folder / name, count, 2 + 3 * 32 * 32)
-        labels = records[:, int(data.labels == "fine")].astype(
-            np.int64
-        )  # coarse, fine, then pixels
+        path = folder / name
+        records = _binary(path, count, CIFAR_RECORD)  # coarse label, fine label, pixels
+        prove(
+            path,
+            *(
+                partial(check_labels, path, records[:, column], len(own), count // len(own))
+                for column, own in enumerate(names.values())
+            ),
+            partial(check_images, path, records[:, 2:]),
+        )
+        labels = records[:, int(data.labels == "fine")].astype(np.int64)
         return torch.from_numpy(records[:, 2:].reshape(count, 3, 32, 32)), labels
 
-    names = [line for line in _lines(folder / f"{data.labels}_label_names.txt") if line]
     train, test, _ = COUNTS["cifar100"]
-    return _Raw(names, read("train.bin", train), read("test.bin", test))
+    return _Raw(names[data.labels], read("train.bin", train), read("test.bin", test))
 
 
 def _stl10(data: Data, progress: Progress | None) -> _Raw:
-    folder = _folder("stl10")
+    folder = whole("stl10", locate("stl10"))
+    names = stl_names(folder)
 
-    def images(name: str, count: int) -> Tensor:
-        pixels = _binary(folder / f"{name}_X.bin", count, 3 * 96 * 96)
+    def images(name: str, count: int, used: bool = True) -> Tensor:
+        path = folder / f"{name}_X.bin"
+        pixels = _binary(path, count, STL_IMAGE)
+        if used:
+            prove(path, partial(check_images, path, pixels))
         return torch.from_numpy(pixels.reshape(count, 3, 96, 96)).transpose(2, 3)
 
     def read(name: str, count: int) -> tuple[Tensor, np.ndarray]:
-        labels = _binary(folder / f"{name}_y.bin", count, 1)[:, 0].astype(np.int64) - 1
-        return images(name, count), labels
+        path = folder / f"{name}_y.bin"
+        labels = _binary(path, count, 1)[:, 0]
+        prove(path, partial(check_labels, path, labels, len(names), count // len(names), first=1))
+        return images(name, count), labels.astype(np.int64) - 1
 
-    names = [line for line in _lines(folder / "class_names.txt") if line]
     count, test, unlabelled = COUNTS["stl10"]
     train = read("train", count)
     if data.fold is not None:
-        line = _lines(folder / "fold_indices.txt")[data.fold]
-        rows = np.array(line.split(), dtype=np.int64)
+        rows = _fold(folder / "fold_indices.txt", data.fold, count)
         train = train[0][torch.from_numpy(rows)], train[1][rows]
-    extra = images("unlabeled", unlabelled) if (folder / "unlabeled_X.bin").exists() else None
+    extra = None
+    if (folder / "unlabeled_X.bin").exists():
+        extra = images("unlabeled", unlabelled, data.unlabelled > 0)
     return _Raw(names, train, read("test", test), extra)
+
+
+def _fold(path: Path, fold: int, count: int) -> np.ndarray:
+    """Rows of the training images of a fold."""
+    folds = list(lines(path))
+    if len(folds) != 10:
+        raise DlopsError(f"{path} has {len(folds)} folds, but must have 10: {AGAIN}.")
+    number, line = folds[fold]
+    rows = line.split()
+    if not all(row.isdecimal() and int(row) < count for row in rows) or len({*rows}) < len(rows):
+        raise DlopsError(f"{path}, line {number}: not different numbers below {count}: {AGAIN}.")
+    return np.array(rows, dtype=np.int64)
 
 
 def _tiny_imagenet(data: Data, progress: Progress | None) -> _Raw:
     """Its test images have no labels, so the published validation images are the test set."""
-    info, folder = DATASETS["tiny-imagenet"], _folder("tiny-imagenet")
-    wnids = [line for line in _lines(folder / "wnids.txt") if line]
-    words = dict(line.split("\t", 1) for line in _lines(folder / "words.txt") if "\t" in line)
-    names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
-    cache = root() / "cache" / f"{info.name}-{info.checksum.removeprefix('md5:')[:8]}"
-    with writable(cache.parent), FileLock(f"{cache}.lock"):
-        if not cache.is_dir():
-            for left_over in cache.parent.glob(f"{cache.name}.*.tmp"):
-                shutil.rmtree(left_over)
-            scratch = Path(tempfile.mkdtemp(".tmp", f"{cache.name}.", cache.parent))
-            try:
-                _decode(folder, wnids, scratch, progress)
-                os.replace(scratch, cache)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        images = torch.from_numpy(np.asarray(np.load(cache / "images.npy", mmap_mode="c")))
-        labels = np.load(cache / "labels.npy")
-    except (OSError, ValueError) as error:
-        raise DlopsError(f"The cache {cache} is damaged ({error}): delete that folder.") from None
-    train = COUNTS["tiny-imagenet"][0]
+    folder = locate("tiny-imagenet")
+    names = list(words(folder).values())
+    pixels, labels = decoded(folder, progress)
+    images, train = torch.from_numpy(pixels), COUNTS["tiny-imagenet"][0]
     return _Raw(names, (images[:train], labels[:train]), (images[train:], labels[train:]))
-
-
-def _decode(folder: Path, wnids: list[str], cache: Path, progress: Progress | None) -> None:
-    """Writes images.npy, uint8 [N, 3, 64, 64], and labels.npy: training, then validation."""
-    index = {wnid: label for label, wnid in enumerate(wnids)}
-    files: list[tuple[str, int]] = []
-    for wnid, label in index.items():
-        images = f"{folder}/train/{wnid}/images"
-        found = sorted(os.listdir(images)) if os.path.isdir(images) else []
-        if not found:
-            raise DlopsError(f"{images} holds no images: unpack the archive again.")
-        files += [(f"{images}/{name}", label) for name in found]
-    train = len(files)
-    for line in _lines(folder / "val" / "val_annotations.txt"):
-        if line:
-            name, wnid = line.split("\t")[:2]
-            files.append((f"{folder}/val/images/{name}", index[wnid]))
-    counts, expected = (train, len(files) - train), COUNTS["tiny-imagenet"][:2]
-    if counts != expected:
-        raise DlopsError(
-            f"{folder} holds {counts[0]:,} training and {counts[1]:,} validation images, but must"
-            f" hold {expected[0]:,} and {expected[1]:,}: unpack the archive again."
-        )
-    shape = (len(files), 3, 64, 64)
-    need_space(cache, int(np.prod(shape)), f"The decoded form of {folder.name}")
-    np.save(cache / "labels.npy", np.array([label for _, label in files], dtype=np.int64))
-    with open(cache / "images.npy", "wb") as out:
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(out, header)
-        start = out.tell()
-    program = f"{inspect.getsource(_decode_paths)}\n{_decode_paths.__name__}()"
-
-    def decode(first: int) -> int:
-        """In a process of its own, which loads nothing but Pillow and writes its own images."""
-        block = files[first : first + 2500]
-        with open(cache / "images.npy", "r+b") as out:
-            out.seek(start + first * 3 * 64 * 64)
-            paths = os.fsencode("\0".join(path for path, _ in block))
-            command = [sys.executable, "-c", program]
-            done = subprocess.run(command, input=paths, stdout=out, stderr=subprocess.PIPE)
-        if done.returncode:
-            raise DlopsError(done.stderr.decode(errors="replace").strip().split("\n")[-1])
-        return first + len(block)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            for done in pool.map(decode, range(0, len(files), 2500)):
-                if progress:
-                    progress(done, len(files))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _decode_paths() -> None:
-    """Paths on standard input, separated by NUL, to pixels [3, 64, 64] on standard output."""
-    import os
-    import sys
-
-    from PIL import Image
-
-    for path in sys.stdin.buffer.read().split(b"\0"):
-        try:
-            with Image.open(path, formats=["JPEG"]) as image:
-                if image.size != (64, 64):
-                    raise ValueError("it has {} x {}".format(*image.size))
-                channels = image.convert("RGB").split()
-        except (OSError, SyntaxError, ValueError) as error:
-            sys.exit(
-                f"{os.fsdecode(path)} is not a readable JPEG image of 64 x 64 pixels ({error}):"
-                " unpack the archive again."
-            )
-        for channel in channels:
-            sys.stdout.buffer.write(channel.tobytes())
 
 
 _READERS: dict[str, Callable[[Data, Progress | None], _Raw]] = {

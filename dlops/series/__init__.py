@@ -7,8 +7,9 @@ results or imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import yaml
 
 from dlops.experiment import Experiment
 from dlops.series import questions, sweeps
-from dlops.series.presets import PRESETS
-from dlops.settings import DlopsError
+from dlops.series.presets import PRESETS, check_preset
+from dlops.settings import DATASETS, DlopsError
 
 Experiments = Callable[..., list[Experiment]]
 
@@ -31,20 +32,23 @@ PUBLISHED: dict[str, Any] = yaml.safe_load(
 )
 
 
+OPTIMIZERS = {"sgd": "SGD", **sweeps.OPTIMIZERS}
+
+
 @dataclass(frozen=True)
 class Report:
-    """One executed notebook: a question with fixed parameters.
+    """One notebook with its parameters; what names it is derived from them.
 
-    variant: what distinguishes it among the question's reports, e.g. "adam"; parity: the roll
-    numbers that it answers ("odd", "even" or "both"); default: whether it is part of the series
-    when no roll number is given; presets: those in which it is part of it.
+    words: its title but for the variant; varies: the parameter that tells the question's reports
+    apart; parity: the roll numbers that it answers ("odd", "even" or "both"); default: whether it
+    is part of the series when no roll number is given; presets: those in which it is part of it.
     """
 
     question: str
     notebook: str  # under notebooks/
-    title: str
+    words: str
     experiments: Experiments
-    variant: str = ""
+    varies: str = ""
     parity: str = "both"
     parameters: tuple[tuple[str, Any], ...] = ()
     default: bool = True
@@ -56,14 +60,42 @@ class Report:
         return self.notebook.split("/")[0]
 
     @property
+    def variant(self) -> str:
+        """The value of the parameter that varies, in a form for file names; "" without one."""
+        value = dict(self.parameters).get(self.varies, "")
+        return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    @property
+    def changes(self) -> list[str]:
+        """The other parameters, as "lr 0.05"."""
+        rest = (pair for pair in sorted(self.parameters) if pair[0] != self.varies)
+        return [f"{name} {value}" for name, value in rest]
+
+    @property
     def name(self) -> str:
         """The file name of the report without its ending, e.g. "q1_1_cross_entropy-adam"."""
-        stem = self.notebook.split("/")[1].removesuffix(".ipynb")
-        return f"{stem}-{self.variant}" if self.variant else stem
+        parts = [self.notebook.split("/")[1].removesuffix(".ipynb"), self.variant, *self.changes]
+        return "-".join(re.sub(r"[^\w.+-]+", "-", part).strip("-") for part in parts if part)
 
-    def wanted(self, preset: str, **changes: Any) -> list[Experiment]:
+    @property
+    def title(self) -> str:
+        """E.g. "Question 1.1: ResNet18 with cross-entropy, Adam, lr 0.05"."""
+        variant = self.variant
+        if self.varies == "optimizer":
+            variant = OPTIMIZERS.get(variant, variant)
+        elif self.varies == "data":
+            variant = DATASETS[variant].title if variant in DATASETS else variant
+        elif self.varies == "sizes":
+            variant = f"{variant} structure" if variant in ("odd", "even") else f"units {variant}"
+        return ", ".join(filter(None, [self.words, variant, *self.changes]))
+
+    def wanted(self, preset: str) -> list[Experiment]:
         """The experiments that the notebook asks for."""
-        return self.experiments(preset, **{**dict(self.parameters), **changes})
+        return self.experiments(preset, **dict(self.parameters))
+
+    def changed(self, changes: Mapping[str, Any]) -> Report:
+        """The report with some parameters changed."""
+        return replace(self, parameters=tuple({**dict(self.parameters), **changes}.items()))
 
 
 def _question1() -> Iterator[Report]:
@@ -75,13 +107,13 @@ def _question1() -> Iterator[Report]:
         ("q1", "q1_comparison", "1: the three losses compared", questions.compared),
     )
     for question, notebook, words, experiments in notebooks:
-        for optimizer, title, parity in (("adam", "Adam", "odd"), ("sgd", "SGD", "even")):
+        for optimizer, parity in (("adam", "odd"), ("sgd", "even")):
             yield Report(
                 question,
                 f"assignment1/{notebook}.ipynb",
-                f"Question {words}, {title}",
+                f"Question {words}",
                 experiments,
-                variant=optimizer,
+                varies="optimizer",
                 parity=parity,
                 parameters=(("optimizer", optimizer),),
                 default=optimizer == "adam" or question == "q1.1",
@@ -93,9 +125,9 @@ def _question2() -> Iterator[Report]:
         yield Report(
             "q2",
             "assignment1/q2_layerwise_autoencoder.ipynb",
-            f"Question 2: a stack pretrained layer by layer, {name} structure",
+            "Question 2: a stack pretrained layer by layer",
             questions.pretrained,
-            variant=name,
+            varies="sizes",
             parity=name,
             parameters=(("sizes", name),),
             default=name == "odd",
@@ -108,32 +140,23 @@ def _lab3() -> Iterator[Report]:
     Without a roll number it is CIFAR-100, and STL-10 in the preset "original", as published.
     """
     notebooks = {
-        f"lab3.{name}": (f"lab3/{name}.ipynb", f"fine-tuning with {title}", study)
+        f"lab3.{name}": (f"lab3/{name}.ipynb", f"Lab 3: fine-tuning with {title}", study)
         for name, title in sweeps.OPTIMIZERS.items()
         for study in [sweeps.optimizer_study(f"lab3.{name}")]
     }
     notebooks["lab3.comparison"] = (
         "lab3/comparison.ipynb",
-        "four optimizers compared",
+        "Lab 3: four optimizers compared",
         sweeps.comparison,
     )
-    real = (("stl10", "STL-10", "odd"), ("cifar100", "CIFAR-100", "even"))
+    real = (("stl10", "odd"), ("cifar100", "even"))
     for question, (notebook, words, experiments) in notebooks.items():
-        about = f"Lab 3: {words}"
-        yield Report(question, notebook, about, experiments, presets=("test", "quick"))
-        for data, title, parity in real:
-            for presets, first in ((("lite", "full"), "cifar100"), (("original",), "stl10")):
-                yield Report(
-                    question,
-                    notebook,
-                    f"{about}, {title}",
-                    experiments,
-                    variant=data,
-                    parity=parity,
-                    parameters=(("data", data),),
-                    default=data == first,
-                    presets=presets,
-                )
+        one = Report(question, notebook, words, experiments, varies="data")
+        yield replace(one, presets=("test", "quick"))
+        for data, parity in real:
+            own = replace(one, parity=parity, parameters=(("data", data),))
+            yield replace(own, default=data == "cifar100", presets=("lite", "full"))
+            yield replace(own, default=data == "stl10", presets=("original",))
 
 
 SERIES: tuple[Report, ...] = (*_question1(), *_question2(), *_lab3())
@@ -154,27 +177,39 @@ def parity(roll_number: str) -> str:
 
 
 def select(
-    wanted: list[str] | None = None, roll_number: str | None = None, preset: str = "quick"
+    wanted: list[str] | None = None,
+    roll_number: str | None = None,
+    preset: str = "quick",
+    changes: Mapping[str, Any] | None = None,
 ) -> list[Report]:
-    """The reports of a preset: for question ids or assignments (all if none), and a roll number.
+    """The reports of a preset, for question ids or assignments (all if none), and a roll number.
 
-    Raises DlopsError for an unknown id.
+    changes: parameters of all of them; reports that they make equal are one. Raises DlopsError for
+    an unknown id or preset, and for a change that contradicts the roll number's variant.
     """
+    check_preset(preset)
     for name in wanted or []:
         if name not in ids() and name not in ASSIGNMENTS:
             known = ", ".join([*ids(), *ASSIGNMENTS])
             raise DlopsError(f"There is no question {name!r}; choose from {known}.")
+    parities = ("both", "odd", "even") if roll_number is None else ("both", parity(roll_number))
+    changes = changes or {}
 
     def chosen() -> Iterator[Report]:
         for report in SERIES:
-            if wanted and report.question not in wanted and report.assignment not in wanted:
+            asked = not wanted or report.question in wanted or report.assignment in wanted
+            if not asked or preset not in report.presets or report.parity not in parities:
                 continue
-            if preset not in report.presets:
-                continue
-            if roll_number is None and not report.default:
-                continue
-            if roll_number is not None and report.parity not in ("both", parity(roll_number)):
-                continue
-            yield report
+            own = changes.get(report.varies, report.variant)
+            if roll_number is None:
+                if report.default or report.varies in changes:
+                    yield report.changed(changes)
+            elif own != report.variant:
+                raise DlopsError(
+                    f"{report.varies}={own} contradicts roll number {roll_number}, whose variant of"
+                    f" {report.question} is {report.variant}: leave one of the two out."
+                )
+            else:
+                yield report.changed(changes)
 
-    return list(chosen())
+    return list({(report.question, report.name): report for report in chosen()}.values())

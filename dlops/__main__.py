@@ -1,0 +1,5 @@
+"""`python -m dlops`: the command."""
+
+from dlops.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""What notebooks call, and nothing that trains or exports.
+
+page.py     parameters, the answer, sources, settings, provenance, the last mark
+live.py     progress while something trains
+output.py   figures and tables as a notebook's output
+style.py    how figures look, and what they are made with
+figures.py  the figures that pages share, on seaborn and matplotlib
+claims.py   claims written by people and judged by code
+q1.py       what only the notebooks of Question 1 need
+"""
+# ruff: noqa: F401
+
+from dlops.report.claims import Claims, best, difference, fact, ratio, score, spread, values
+from dlops.report.figures import (
+    class_bars,
+    class_points,
+    confusion,
+    curves,
+    distributions,
+    embedding,
+    images,
+    scores,
+)
+from dlops.report.live import Live
+from dlops.report.output import show, table
+from dlops.report.page import (
+    OPTIMIZERS,
+    Answer,
+    accuracy,
+    bullets,
+    data_title,
+    estimate,
+    experiment,
+    finish,
+    interval,
+    limitations,
+    log,
+    method,
+    parameters,
+    percent,
+    preset_of,
+    provenance,
+    row,
+    settings,
+    source,
+    try_it,
+)
+from dlops.report.style import (
+    CLASSES,
+    PALETTE,
+    direct_labels,
+    drawing,
+    epoch_axis,
+    panels,
+    percent_axis,
+)
