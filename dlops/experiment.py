@@ -109,6 +109,10 @@ class Experiment:
             f"classes is {data.classes}, but {title} has only {total}.",
         )
         yield (
+            data.class_seed is not None and (data.classes or total) >= total,
+            f"class_seed draws some of {title}'s classes: set classes to fewer than {total}.",
+        )
+        yield (
             data.labels == "coarse" and data.name != "cifar100",
             f"labels='coarse' applies to data cifar100, not to {data.name}.",
         )

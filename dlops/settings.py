@@ -81,6 +81,7 @@ EPS = {"adam": 1e-8, "adagrad": 1e-10, "adadelta": 1e-6, "rmsprop": 1e-8}  # tor
 class Data:
     name: str = setting("digits", "the data set", " ".join(DATASETS))
     classes: int | None = setting(None, "the first so many classes", "[2,")
+    class_seed: int | None = setting(None, "draws the classes, instead of the first", "[0,")
     per_class: int | None = setting(None, "training images a class", "[2,")
     test_per_class: int | None = setting(None, "test images a class", "[1,")
     image_size: int | None = setting(None, "pixels a side", "[4, 512]")

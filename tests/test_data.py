@@ -97,6 +97,10 @@ def as_set(split):
     return {image.numpy().tobytes() for image in split.images}
 
 
+def as_set_of(split, label):
+    return {image.numpy().tobytes() for image in split.images[split.labels == label]}
+
+
 # Digits, for real
 
 
@@ -143,6 +147,23 @@ def test_smaller_subset_is_part_of_larger():
     assert few.class_names == ("0", "1", "2") and len(few.test) == 15
     assert set(few.train.labels.tolist()) == {0, 1, 2}
     assert as_set(few.train) | as_set(few.val) < as_set(small.train) | as_set(small.val)
+
+
+def test_classes_are_the_first_or_drawn_by_their_own_seed():
+    everything = load(Data(), seed=0)
+    drawn = load(Data(classes=4, class_seed=1), seed=0)
+    assert len(drawn.class_names) == 4 and drawn.class_names != ("0", "1", "2", "3")
+    assert list(drawn.class_names) == sorted(drawn.class_names)
+    assert set(drawn.train.labels.tolist()) == {0, 1, 2, 3}
+    for label, name in enumerate(drawn.class_names):  # names and labels go together
+        own = as_set_of(drawn.test, label)
+        assert own and own == as_set_of(everything.test, int(name))
+    fewer = load(Data(classes=3, class_seed=1), seed=5)
+    assert set(fewer.class_names) < set(drawn.class_names)
+    assert load(Data(classes=4, class_seed=2), seed=0).class_names != drawn.class_names
+    first = load(Data(classes=4), seed=0)
+    assert first.class_names == ("0", "1", "2", "3")
+    assert as_set(first.test) == set().union(*(as_set_of(everything.test, c) for c in range(4)))
 
 
 def test_label_fraction_is_a_stratified_nested_share():

@@ -65,22 +65,26 @@ class _Raw:
 def load(data: Data, seed: int, *, progress: Progress | None = None) -> DataSet:
     """The data set that `data` describes; `seed` draws the stratified validation split.
 
-    Subsets (per_class, test_per_class; at most so many a class) do not depend on the seed, and
-    a smaller one is part of a larger one. `progress` hears (done, total) while images are
+    Subsets (classes, per_class, test_per_class; at most so many a class) do not depend on the
+    seed, and a smaller one is part of a larger one. `progress` hears (done, total) while images are
     decoded for the first time. Raises DlopsError if files are missing, damaged or incomplete.
     """
     info = DATASETS[data.name]
     raw = _READERS[data.name](data, progress)
-    names = tuple(raw.class_names)[: data.classes]
+    chosen = class_labels(data, len(raw.class_names))
+    names = tuple(raw.class_names[label] for label in chosen)
+    label_of = np.full(len(raw.class_names), -1)
+    label_of[chosen] = np.arange(len(chosen))
     transform = _transform(data)
 
     def subset(labels: np.ndarray, per_class: int | None) -> np.ndarray:
         rows = _choose(labels, lambda sizes: per_class or sizes, seed=0)
-        return rows[labels[rows] < len(names)]
+        return rows[label_of[labels[rows]] >= 0]
 
     def split(part: tuple[Tensor, np.ndarray], rows: np.ndarray) -> Split:
         images, labels = part
-        return Split(images, torch.from_numpy(labels[rows]), torch.from_numpy(rows), transform)
+        own = torch.from_numpy(label_of[labels[rows]])
+        return Split(images, own, torch.from_numpy(rows), transform)
 
     rows = subset(raw.train[1], data.per_class)
     labels = raw.train[1][rows]
@@ -105,6 +109,13 @@ def load(data: Data, seed: int, *, progress: Progress | None = None) -> DataSet:
         mean,
         std,
     )
+
+
+def class_labels(data: Data, total: int) -> np.ndarray:
+    """Ascending labels of the classes that `data` takes of `total`: the first, or a draw."""
+    if data.class_seed is None:
+        return np.arange(data.classes or total)
+    return np.sort(np.random.default_rng(data.class_seed).permutation(total)[: data.classes])
 
 
 def _choose(labels: np.ndarray, quota: Callable[[np.ndarray], Any], seed: int) -> np.ndarray:
