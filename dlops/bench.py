@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from dlops import machine
+from dlops.checkpoint import Checkpoint
 from dlops.data import Batches, Split, load
 from dlops.data.readers import class_labels
 from dlops.evaluate import Evaluation, test_results
@@ -108,7 +109,8 @@ def ours(experiment: Experiment) -> Figures:
     training = prepared(experiment)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        train_classifier(training, Path(folder) / "checkpoint.pt", threading.Event(), quiet)
+        checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", experiment.id)
+        train_classifier(training, checkpoint, threading.Event(), quiet)
         taken = time.perf_counter() - started
     rates = [row["images_per_second"] for row in training.history]
     found = {"seconds": taken, "precision": training.precision, "epochs": len(rates)}

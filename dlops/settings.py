@@ -58,7 +58,7 @@ def setting(default: Any, help: str, within: str = "", *, only: str = "") -> Any
     part, *names = only.split() or [""]
     found = re.search(r"([\[(])(\S+), ?(?:(\S+)\])?", within)
     words = tuple((within[: found.start()] if found else within).split())
-    limits = {"words": words, "at least": None, "above": None, "at most": None}
+    limits: dict[str, Any] = {"words": words, "at least": None, "above": None, "at most": None}
     if found:
         limits["at least" if found[1] == "[" else "above"] = float(found[2])
         limits["at most"] = float(found[3]) if found[3] else None

@@ -65,9 +65,13 @@ def tried(preset: str, **parameters: Any) -> list[Experiment]:
         value is not None for value in parameters.values()
     ):
         return []
-    main = from_preset("q1.2", preset)
-    others = [from_preset("q1.2", preset, **own) for own in NUMBERS["tried"].get(preset, ())]
-    return [other for other in others if other.id != main.id]
+    found = {e.id: e for e in seeded("q1.2")(preset)}
+    mine = set(found)
+    for row in NUMBERS["tried"].get(preset, ()):
+        own = dict(row)
+        count = own.pop("seeds", None)
+        found |= {e.id: e for e in seeded("q1.2")(preset, **own)[:count]}
+    return [e for e in found.values() if e.id not in mine]
 
 
 def triplet(preset: str, **parameters: Any) -> list[Experiment]:
