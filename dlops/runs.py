@@ -146,10 +146,11 @@ def _train_network(
 ) -> Outcome:
     current = Training(experiment, data, device)
     if parent:
-        current.start_from(parent.weights)
+        own = {name: torch.from_numpy(value) for name, value in parent.weights.items()}
+        current.start_from(own, parent.id)
     elif experiment.model.weights == "imagenet":
         found, _ = source_weights("imagenet")
-        current.start_from({f"body.{name}": value.numpy() for name, value in found.items()})
+        current.start_from({f"body.{k}": value for k, value in found.items()}, "ImageNet")
     arrays = {}
     wanted = experiment.keep != "metrics"
     if wanted and experiment.loss.name == "triplet":

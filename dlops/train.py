@@ -6,23 +6,24 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dlops import machine
 from dlops.accelerate import accelerate
 from dlops.build import Network, Objective, Probe, make_optimizer, norm
 from dlops.checkpoint import Checkpoint, fitting
 from dlops.data import Batches, DataSet, Split, class_batches
+from dlops.data.weights import matching
 from dlops.divergence import Diverged, suspects, wild
 from dlops.evaluate import BATCH, Evaluation, test_results, top
 from dlops.experiment import Experiment
 from dlops.result import finite
-from dlops.settings import DlopsError
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -127,18 +128,12 @@ class Training:
         normalize = loss.name == "triplet" and loss.normalize
         return Evaluation(self.averaged or self.network, batches, self.autocast(), normalize)
 
-    def start_from(self, weights: dict[str, np.ndarray]) -> None:
-        """Take over the body of another run's network; the classifier stays new."""
-        ours = self.network.state_dict()
-        for name, value in ours.items():
-            if self.network.is_new(name):
-                continue
-            if name not in weights or weights[name].shape != tuple(value.shape):
-                raise DlopsError(
-                    f"The starting weights do not fit this network at {name};"
-                    " choose the source's stem, sizes, channels and image size."
-                )
-            value.copy_(torch.from_numpy(weights[name]))
+    def start_from(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Take over the body of another network; the classifier stays new."""
+        state = self.network.state_dict()
+        ours = {name: own for name, own in state.items() if not self.network.is_new(name)}
+        for name, value in matching(weights, ours, source).items():
+            ours[name].copy_(value)
 
     def begin(self) -> None:
         """Make the optimizer and, if asked for, the averaged weights."""

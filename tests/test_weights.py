@@ -15,7 +15,7 @@ from torch import nn
 
 from dlops import resnet
 from dlops.data import weights as module
-from dlops.data.weights import digest, fetch_imagenet, fitting, read_weights, source_weights
+from dlops.data.weights import digest, fetch_imagenet, matching, read_weights, source_weights
 from dlops.settings import DlopsError
 
 
@@ -71,7 +71,7 @@ def test_imagenet_weights_give_torchvisions_outputs(published, theirs, name, cou
     assert found == digest(theirs.state_dict())
     network = resnet.ResNet18(7, stem="imagenet").eval()
     wanted = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
-    network.load_state_dict(fitting(weights, wanted, "imagenet"), strict=False)
+    network.load_state_dict(matching(weights, wanted, "imagenet"), strict=False)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         body = nn.Sequential(*list(theirs.children())[:-1], nn.Flatten())
@@ -180,11 +180,11 @@ def test_a_cut_file_and_a_folder_are_one_sentence(tmp_path):
 
 def test_the_first_name_that_does_not_fit_is_told_with_both_shapes():
     there = {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(1000, 512)}
-    assert list(fitting(there, {"conv1.weight": torch.zeros(64, 3, 7, 7)}, "x")) == ["conv1.weight"]
-    with pytest.raises(DlopsError, match=r"'conv1.weight' is \(64, 3, 7, 7\) there, and \(64, 3"):
-        fitting(there, {"conv1.weight": torch.zeros(64, 3, 3, 3)}, "x")
-    with pytest.raises(DlopsError, match="x do not fit this network: no 'bn1.weight'"):
-        fitting(there, {"bn1.weight": torch.zeros(64)}, "x")
+    assert list(matching(there, {"conv1.weight": there["conv1.weight"]}, "x")) == ["conv1.weight"]
+    with pytest.raises(DlopsError, match=r"conv1.weight: \(64, 3, 7, 7\) there, \(64, 3, 3, 3\)"):
+        matching(there, {"conv1.weight": torch.zeros(64, 3, 3, 3)}, "x")
+    with pytest.raises(DlopsError, match="x do not fit this network at bn1.weight: none there"):
+        matching(there, {"bn1.weight": torch.zeros(64)}, "x")
 
 
 def test_weights_are_fetched_once_and_verified(published, tmp_path, monkeypatch):

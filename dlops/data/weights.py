@@ -115,7 +115,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def fitting(
+def matching(
     weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str
 ) -> dict[str, Tensor]:
     """Those of the weights that `wanted` names; what else there is, as a head, is left out.
@@ -123,12 +123,11 @@ def fitting(
     Raises DlopsError with the first name that is missing, or has another shape.
     """
     for name, ours in wanted.items():
-        if name not in weights:
-            raise DlopsError(f"The weights of {source} do not fit this network: no {name!r}.")
-        if weights[name].shape != ours.shape:
+        there = tuple(weights[name].shape) if name in weights else "none"
+        if there != tuple(ours.shape):
             raise DlopsError(
-                f"The weights of {source} do not fit this network: {name!r} is"
-                f" {tuple(weights[name].shape)} there, and {tuple(ours.shape)} here. Choose the"
-                " source's stem, sizes, channels and image size."
+                f"The weights of {source} do not fit this network at {name}: {there} there,"
+                f" {tuple(ours.shape)} here. Choose the source's stem, sizes, channels and image"
+                " size."
             )
     return {name: weights[name] for name in wanted}
