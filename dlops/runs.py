@@ -193,8 +193,8 @@ def run_all(
     """The results of all experiments, each trained once, parents first.
 
     executor: any concurrent.futures.Executor (processes, Dask's Client.get_executor(), ...);
-    without one they run here, one after another. One failure does not stop the others; the first
-    is raised at the end. options go to `run`.
+    without one they run here, one after another. A failure does not stop the others; the first is
+    raised at the end, what nobody expected before a DlopsError. options go to `run`.
     """
     wanted = list(experiments)
     unique = {experiment.id: experiment for experiment in wanted}
@@ -209,7 +209,7 @@ def run_all(
         try:
             result: Result | Exception = outcome()
             results[experiment.id] = result  # type: ignore[assignment]
-        except DlopsError as error:
+        except Exception as error:
             result = error
             errors.append(error)
         if on_result:
@@ -224,5 +224,5 @@ def run_all(
         for future in as_completed(futures):
             settle(futures[future], future.result)
     if errors:
-        raise errors[0]
+        raise min(errors, key=lambda error: isinstance(error, DlopsError))
     return [results[experiment.id] for experiment in wanted]

@@ -243,8 +243,9 @@ class Store:
     def fail(self, experiment: Experiment, error: str) -> None:
         """Note why a run failed; its checkpoint goes, for it would fail again."""
         place = self.workplace(experiment)
-        write_json(place / "failed.json", {"error": error, "config": experiment.to_json()})
-        (place / "checkpoint.pt").unlink(missing_ok=True)
+        with suppress(OSError):  # the failure itself is what is told
+            write_json(place / "failed.json", {"error": error, "config": experiment.to_json()})
+            (place / "checkpoint.pt").unlink(missing_ok=True)
 
     def forget(self, experiment: Experiment) -> None:
         """Remove the result, so that it is trained again."""

@@ -20,7 +20,7 @@ from dlops.build import Network, Objective, Probe, make_optimizer, norm
 from dlops.checkpoint import Checkpoint, fitting
 from dlops.data import Batches, DataSet, Split, class_batches
 from dlops.data.weights import matching
-from dlops.divergence import Diverged, suspects, wild
+from dlops.divergence import WILD, Diverged, suspects, wild
 from dlops.evaluate import BATCH, Evaluation, test_results, top
 from dlops.experiment import Experiment
 from dlops.result import finite
@@ -286,8 +286,32 @@ def diverged(run: Training, what: str) -> Diverged:
     )
 
 
+def stop_if_lost(run: Training, row: dict[str, Any], spread: float) -> None:
+    """Raise Diverged after an epoch that leaves no hope; spread: its largest mean distance."""
+    whole = [row, norm([p.detach() for p in run.network.parameters()])]
+    if not finite(whole):
+        raise diverged(run, f"Not all weights and measures were finite after epoch {run.epoch + 1}")
+    last = run.epoch + 1 == run.experiment.schedule.epochs
+    rows = *run.history, row
+    # Running statistics that lag behind inflate the evaluated loss a thousandfold, and it returns.
+    losses = [max(r["batch_loss"], r["train_loss"] / WILD) for r in rows]
+    if wild(losses, run.first_loss, last):
+        raise diverged(
+            run,
+            f"The loss has left for good: {row['train_loss']:.3g} after epoch {run.epoch + 1}, and"
+            f" {run.first_loss:.3g} in the first step",
+        )
+    if run.first_spread is not None and spread < 0.01 * run.first_spread:
+        raise Diverged(
+            f"The embedding collapsed: through all of epoch {run.epoch + 1} the mean distance"
+            f" between images stayed below 1 % of the first step's {run.first_spread:.3g}. Try a"
+            f" learning rate below {run.experiment.optimizer.lr:g}, mining='semihard', or"
+            " margin='soft'."
+        )
+
+
 def end_epoch(run: Training, started: float) -> dict[str, Any]:
-    """Evaluate, append the epoch's row to the history, and stop what cannot go on."""
+    """Evaluate the epoch, and append its row to the history. Raises Diverged."""
     batch_loss, seen, active, positive, negative, spread = run.sums.tolist()
     train_seconds = time.perf_counter() - started
     row: dict[str, Any] = {"epoch": run.epoch + 1}
@@ -300,24 +324,7 @@ def end_epoch(run: Training, started: float) -> dict[str, Any]:
         own = run.objective.center.centers[sample.labels]
         row["center_distance"] = (sample.embeddings - own).norm(dim=1).mean().item()
     row |= run.probed
-    whole = [row, norm([p.detach() for p in run.network.parameters()])]
-    if not finite(whole):
-        raise diverged(run, f"Not all weights and measures were finite after epoch {run.epoch + 1}")
-    last = run.epoch + 1 == run.experiment.schedule.epochs
-    losses = [max(r["batch_loss"], r["train_loss"]) for r in (*run.history, row)]
-    if wild(losses, run.first_loss, last):
-        raise diverged(
-            run,
-            f"The loss has left for good: {losses[-1]:.3g} in epoch {run.epoch + 1}, and"
-            f" {run.first_loss:.3g} in the first step",
-        )
-    if run.first_spread is not None and spread < 0.01 * run.first_spread:
-        raise Diverged(
-            f"The embedding collapsed: through all of epoch {run.epoch + 1} the mean distance"
-            f" between images stayed below 1 % of the first step's {run.first_spread:.3g}. Try a"
-            f" learning rate below {run.experiment.optimizer.lr:g}, mining='semihard', or"
-            " margin='soft'."
-        )
+    stop_if_lost(run, row, spread)
     row["seconds"] = time.perf_counter() - started
     row["images_per_second"] = seen / max(train_seconds, 1e-9)
     run.history.append(row)

@@ -405,6 +405,22 @@ def test_one_failure_does_not_stop_the_others():
     assert Store().status(good) == "complete"
 
 
+def test_what_nobody_expected_does_not_stop_the_others_and_is_not_hidden(monkeypatch):
+    bad, worse, good = stack(optimizer="sgd", lr=1e30), stack(seed=1), stack(seed=2)
+
+    begin = Training.begin
+
+    def fails(self):
+        if self.experiment.seed == 1:
+            raise ZeroDivisionError
+        begin(self)
+
+    monkeypatch.setattr(Training, "begin", fails)
+    with pytest.raises(ZeroDivisionError):
+        run_all([bad, worse, good])
+    assert Store().status(good) == "complete"
+
+
 def test_a_run_starts_from_another_ones_weights():
     """With a learning rate of next to nothing it stays there; the classifier is new."""
     parent = stack(keep="weights")
