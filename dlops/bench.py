@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,16 @@ import torch
 from torch import Tensor
 
 from dlops import machine
-from dlops.checkpoint import Checkpoint
 from dlops.data import Batches, Split, load
 from dlops.data.readers import class_labels
 from dlops.evaluate import Evaluation, test_results
 from dlops.experiment import Experiment
 from dlops.ordinary import BATCH, Ordinary, ordinary_input, write_images
+from dlops.runs import run
 from dlops.series.presets import from_preset
 from dlops.settings import DATASETS, Data, DlopsError
 from dlops.store import Store, reports_root, write_json
-from dlops.train import Training, end_epoch, finish, train_classifier, train_epoch
+from dlops.train import Training, train_epoch
 
 SHARES = {"q1.1": (0.4, 0.6, 1.0), "q1.2": (0.4, 1.0)}  # of the ordinary script's time
 SECONDS = {"test": 0.5, "quick": 3.0}  # of presets that only rehearse, on digits
@@ -68,7 +67,9 @@ def ordinary(experiment: Experiment, seconds: float) -> Figures:
         script = Ordinary(experiment.num_classes, triplet, device)
         rate, taken = script.train(batches, seconds)
         found = {"seconds": taken, "precision": "float32", "images_per_second": rate}
-        found |= {"peak_mib": peak(device), "loss": statistics.mean(script.losses)}
+        used = machine.peak(device)  # the loader's workers not counted
+        found |= {"peak_mib": used.get("peak_gpu_mib", used.get("peak_rss_mib"))}
+        found |= {"loss": statistics.mean(script.losses)}
         found |= judged(script.network, experiment, device)
         resident = script.train(itertools.repeat(next(iter(batches))), seconds / 20)[0]
     return found | {"resident": resident, "ceiling": rate / resident}
@@ -88,40 +89,22 @@ def judged(network: Any, experiment: Experiment, device: torch.device) -> Figure
     return {"top1": metrics["test_top1"], "top5": metrics["test_top5"]}
 
 
-def peak(device: torch.device) -> float | None:
-    """Peak memory in MiB: the GPU's, else that of the process (its workers not counted)."""
-    found = machine.peak(device)
-    return found.get("peak_gpu_mib", found.get("peak_rss_mib"))
-
-
-def prepared(experiment: Experiment) -> Training:
-    """An experiment ready to train, as `run` does it."""
-    device = machine.choose_device()
-    torch.backends.cudnn.benchmark = device.type == "cuda"
-    machine.reset_peak(device)
-    training = Training(experiment, load(experiment.data, experiment.seed), device)
-    training.begin()
-    return training
-
-
 def ours(experiment: Experiment) -> Figures:
-    """The experiment, trained as `run` trains it: its epochs' evaluation and checkpoints count."""
-    training = prepared(experiment)
+    """The experiment by `run`: the seconds are all of it, from the data to the stored result."""
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", experiment.id)
-        train_classifier(training, checkpoint, threading.Event(), quiet)
-        taken = time.perf_counter() - started
-    rates = [row["images_per_second"] for row in training.history]
-    found = {"seconds": taken, "precision": training.precision, "epochs": len(rates)}
-    found |= {"images_per_second": statistics.harmonic_mean(rates)}
-    found |= {"peak_mib": peak(training.device), "loss": training.history[-1]["batch_loss"]}
-    metrics = finish(training, {}).metrics
-    return found | {"top1": metrics["test_top1"], "top5": metrics["test_top5"]}
-
-
-def quiet(event: dict[str, Any]) -> None:
-    """Nobody hears of the progress."""
+        result = run(experiment, store=Store(folder), force=True)
+        rates, told = result.history["images_per_second"], result.provenance
+    return {
+        "seconds": told["seconds"],
+        "epochs_seconds": told["train_seconds"],
+        "precision": told["precision"],
+        "epochs": len(rates),
+        "images_per_second": statistics.harmonic_mean(rates),
+        "peak_mib": told.get("peak_gpu_mib", told.get("peak_rss_mib")),
+        "loss": float(result.history["batch_loss"].iloc[-1]),
+        "top1": result.metrics["test_top1"],
+        "top5": result.metrics["test_top5"],
+    }
 
 
 class OneBatch:
@@ -139,9 +122,14 @@ class OneBatch:
 
 
 def pace(experiment: Experiment, seconds: float, turns: int = 5) -> Figures:
-    """Images a second with the input and on one resident batch, in turns of so many seconds; the
-    ceiling that is reached, the median of the turns' ratios; and the seconds of a whole epoch."""
-    training = prepared(experiment.with_(epochs=10_000))
+    """What ours takes: the seconds of an epoch with its evaluation, and of what is beside epochs;
+    and in turns of so many seconds the images a second with the input, and on one batch that is
+    there already, with the median of their ratios, the ceiling."""
+    short = ours(experiment.with_(epochs=4))
+    device = machine.choose_device()
+    data = load(experiment.data, experiment.seed)
+    training = Training(experiment.with_(epochs=10_000), data, device)
+    training.begin()
     whole: Any = training.train
     kinds = {"end_to_end": whole, "resident": OneBatch(next(whole.epoch(0)), len(whole))}
     rates: dict[str, list[float]] = {name: [] for name in kinds}
@@ -149,18 +137,13 @@ def pace(experiment: Experiment, seconds: float, turns: int = 5) -> Figures:
         for name in list(kinds)[:: (-1) ** turn]:
             training.train = kinds[name]
             rates[name].append(rate(training, seconds))
-    training.train, training.step = whole, 0
-    training.sums.zero_()
-    started = time.perf_counter()
-    train_epoch(training, threading.Event(), quiet)
-    epoch = end_epoch(training, started)["seconds"]
-    end_to_end, resident = (rates[name][1:] for name in kinds)  # the first finds memory cold
-    ceiling = statistics.median(a / b for a, b in zip(end_to_end, resident))
+    end_to_end, resident = (found[1:] for found in rates.values())  # the first finds memory cold
     return {
-        "epoch_seconds": epoch,
+        "epoch_seconds": short["epochs_seconds"] / 4,
+        "other_seconds": short["seconds"] - short["epochs_seconds"],
         "end_to_end": end_to_end,
         "resident": resident,
-        "ceiling": ceiling,
+        "ceiling": statistics.median(a / b for a, b in zip(end_to_end, resident)),
     }
 
 
@@ -173,7 +156,7 @@ def rate(training: Training, seconds: float) -> float:
     while not (steps and stop.is_set()):
         training.epoch, training.step = training.epoch + 1, 0
         training.sums.zero_()
-        train_epoch(training, stop, quiet)
+        train_epoch(training, stop, lambda event: None)
         steps += training.step
     timer.cancel()
     images = training.sums[1].item() / training.step  # of a step; waits for the device
@@ -206,13 +189,6 @@ def alone(function: Callable[..., Figures], *arguments: Any) -> Figures:
         return process.submit(function, *arguments).result()
 
 
-def kept(path: Path, measured: Callable[[], Figures]) -> Figures:
-    """What was measured before, or is measured now and kept."""
-    if not path.exists():
-        write_json(path, measured())
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def measure(
     preset: str,
     seconds: float | None = None,
@@ -233,23 +209,27 @@ def measure(
     about = {**machine.describe(machine.choose_device()), **machine.git_state()}
     key = [seconds, [base.id for base in bases.values()], about]
     folder = Store().root / "speed" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
-    paces = {
-        question: kept(folder / f"{question}-pace.json", partial(alone, pace, base, seconds / 100))
-        for question, base in bases.items()
-    }
+
+    def one(name: str, *call: Any) -> Figures:
+        """What was measured before, or is measured now and kept."""
+        path = folder / f"{name}.json"
+        if not path.exists():
+            write_json(path, alone(*call))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    paces = {q: one(f"{q}-pace", pace, base, seconds / 100) for q, base in bases.items()}
     runs = []
     for seed, (question, base) in itertools.product(range(seeds), bases.items()):
         ways = [("ordinary", 1.0), *(("ours", share) for share in shares[question])]
         for way, share in ways[:: (-1) ** seed]:
+            own, name = base.with_(seed=seed), f"{question}-{way}-{share:g}-{seed}"
             if way == "ordinary":
-                call = partial(alone, ordinary, base.with_(seed=seed), seconds)
+                found = one(name, ordinary, own, seconds)
             else:
-                epochs = max(1, int(share * seconds / paces[question]["epoch_seconds"]))
-                call = partial(alone, ours, base.with_(seed=seed, epochs=epochs))
-            run = kept(folder / f"{question}-{way}-{share:g}-{seed}.json", call)
-            runs.append({"question": question, "way": way, "share": share, "seed": seed, **run})
-            accuracy = f"top-1 {100 * run['top1']:.1f} %, top-5 {100 * run['top5']:.1f} %"
-            say(f"{question}, seed {seed}, {way}: {accuracy} in {run['seconds']:.1f} s")
+                found = one(name, ours, own.with_(epochs=fitting(share * seconds, paces[question])))
+            accuracy = f"top-1 {100 * found['top1']:.1f} %, top-5 {100 * found['top5']:.1f} %"
+            say(f"{question}, seed {seed}, {way}: {accuracy} in {found['seconds']:.1f} s")
+            runs.append({"question": question, "way": way, "share": share, "seed": seed, **found})
     figures = {
         "preset": preset,
         "seconds": seconds,
@@ -260,10 +240,15 @@ def measure(
         "machine": about,
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "paces": paces,
-        "runs": sorted(runs, key=lambda r: (r["question"], r["way"] == "ours", r["share"])),
+        "runs": sorted(runs, key=lambda r: (r["question"], r["way"] != "ordinary", r["share"])),
     }
     write_json(where(preset), figures)
     return figures
+
+
+def fitting(seconds: float, paced: Figures) -> int:
+    """The epochs of ours that fit into the time, at least one."""
+    return max(1, int((seconds - paced["other_seconds"]) / paced["epoch_seconds"]))
 
 
 def where(preset: str) -> Path:
@@ -308,16 +293,16 @@ def summary(figures: Figures) -> pd.DataFrame:
 
 def gains(figures: Figures, question: str, share: float, name: str = "top1") -> dict[int, float]:
     """By seed: ours after this share of the ordinary script's time, minus that one at the end."""
-    runs = [run for run in figures["runs"] if run["question"] == question]
-    theirs = {run["seed"]: run[name] for run in runs if run["way"] == "ordinary"}
-    same = [run for run in runs if run["way"] == "ours" and run["share"] == share]
-    return {run["seed"]: run[name] - theirs[run["seed"]] for run in same}
+    runs = [found for found in figures["runs"] if found["question"] == question]
+    theirs = {found["seed"]: found[name] for found in runs if found["way"] == "ordinary"}
+    same = [found for found in runs if found["way"] == "ours" and found["share"] == share]
+    return {found["seed"]: found[name] - theirs[found["seed"]] for found in same}
 
 
 def reached(figures: Figures, question: str) -> float | None:
     """The least share of the time after which ours has the ordinary script's mean top-1."""
-    runs = [run for run in figures["runs"] if run["question"] == question]
-    shares = sorted({run["share"] for run in runs if run["way"] == "ours"})
+    runs = [found for found in figures["runs"] if found["question"] == question]
+    shares = sorted({found["share"] for found in runs if found["way"] == "ours"})
     good = (s for s in shares if statistics.mean(gains(figures, question, s).values()) >= 0)
     return next(good, None)
 

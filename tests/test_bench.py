@@ -1,274 +1,287 @@
-"""The bench: what it measures, what it says of it, and the report that it writes."""
+"""The bench: fair ways, nothing measured twice, and figures that say what was measured."""
 
+import itertools
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dlops import bench
-from dlops.settings import DlopsError
+from dlops import bench, ordinary
+from dlops.data import load
+from dlops.data.readers import class_labels
+from dlops.evaluate import Evaluation
+from dlops.settings import Data, DlopsError
+from dlops.train import Training
 
 CPU = torch.device("cpu")
+RUN = {"epochs": 3, "precision": "float32", "loss": 0.5, "peak_mib": 900.0}
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images") / "tiny-imagenet-200"
-    bench.make_images(folder, 40)
-    return bench.choose(folder, 40)
+@pytest.fixture
+def cross_entropy():
+    return bench.recipe("q1.1", "test", 1)
 
 
-def test_images_lie_in_the_layout_of_tiny_imagenet(images):
-    assert len(images) == 40
-    assert {path.parent.name for path in images} == {"images"}
-    assert len({path.parents[1] for path in images}) == bench.CLASSES
-    data = bench.read(images, 32)
-    assert tuple(data.train.shape) == (40, 3, 32, 32)
-    assert torch.bincount(data.train.labels).tolist() == [2] * bench.CLASSES
-    assert data.train.images.float().std() > 20  # not one colour
+@pytest.fixture
+def training(cross_entropy):
+    made = Training(cross_entropy, load(cross_entropy.data, 0), CPU)
+    made.begin()
+    return made
 
 
-def test_a_subset_takes_as_many_of_each_class(images):
-    folder = images[0].parents[3]
-    assert len(bench.choose(folder, 20)) == 20
-    assert len({path.parents[1] for path in bench.choose(folder, 20)}) == 20
+# The ordinary script
 
 
-@pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("ours", [True, False])
-def test_rates_are_images_over_time(images, monkeypatch, ours, resident):
-    """By a clock that ticks once a step, every step counts with its whole batch, but the first."""
-    case = bench.Case("stride2", 32, 8)
-    if ours:
-        program = bench.Ours(case, bench.read(images, 32), CPU, "float32")
-        optimizer = program.run.optimizer
-    else:
-        program = bench.Ordinary(case, images, CPU, 0)
-        optimizer = program.optimizer
-    steps, read = [], []
+def test_the_ordinary_script_sees_the_very_pixels_of_ours(tmp_path, cross_entropy):
+    data = load(cross_entropy.data, 0)
+    ordinary.write_images(data.train, tmp_path)
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.functional import pil_to_tensor
 
-    def clock():
-        read.append(float(len(steps)))
-        return read[-1]
-
-    step = optimizer.step
-    monkeypatch.setattr(optimizer, "step", lambda: (steps.append(1), step()))
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=clock))
-    assert program.measure(0.2, resident) == 8.0
-    assert read[0] == 1 and read[-1] > 1
-
-
-def test_one_batch_is_the_same_over_and_over_and_the_input_is_not(images):
-    case = bench.Case("stride2", 32, 8)
-    ours = bench.Ours(case, bench.read(images, 32), CPU, "float32")
-    ordinary = bench.Ordinary(case, images, CPU, 0)
-    seen = []
-    for program, model in ((ours, ours.run.network), (ordinary, ordinary.model)):
-        stem = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d))
-        stem.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
-        program.measure(0.0, resident=True)
-        program.measure(0.0, resident=True)
-        assert len(seen) >= 4 and all(torch.equal(batch, seen[0]) for batch in seen)
-        seen.clear()
-        program.measure(0.0, resident=False)
-        assert len(seen) >= 2 and not torch.equal(seen[0], seen[1])
-        seen.clear()
-
-
-def test_rounds_take_turns_and_the_first_is_not_counted(images, monkeypatch):
-    """The n-th measurement says n, so that the rates tell the order in which they were made."""
-    asked = []
-
-    class Process:
-        def __init__(self, *_):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def submit(self, function, *given):
-            if function is bench._measure:
-                asked.append(given)
-            value = {bench._measure: float(len(asked)), bench._read: 0.001}.get(function)
-            return SimpleNamespace(result=lambda: {} if value is None else value)
-
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", Process)
-    case = bench.Case("stride2", 32, 8)
-    found = bench.compare(case, images, CPU, 0, 3.0, 2, lambda line: None)
-    assert found["rates"] == {"a": [8, 9], "b": [7, 10], "c": [6, 11], "d": [5, 12]}
-    assert asked == [
-        *[(0.0, False)] * 2,
-        *[(0.0, True)] * 2,
-        *[(3.0, True)] * 2,
-        *[(3.0, False)] * 4,
-        *[(3.0, True)] * 2,
-    ]
-    assert found["ratios"]["b/a"] == 1.0 and found["ratios_of_best"]["b/c"] == 10 / 11
-    assert found["input_share"] == pytest.approx(0.001 * 8.5)
-
-
-def test_operations_are_those_of_resnet18():
-    """1.81 GFLOP multiply-adds for ImageNet's size, as published; two operations each."""
-    assert bench.forward_flops(bench.Case("imagenet", 224, 1)) == pytest.approx(3.63e9, rel=0.01)
-
-
-def test_the_ordinary_script_convolves_torchs_way(monkeypatch):
-    model = bench.plain_model("imagenet").eval()
-    ours = bench.ResNet18(200).eval()
-    ours.load_state_dict(model.state_dict())
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(model(images), ours(images), rtol=1e-4, atol=1e-4)
-        monkeypatch.setattr(bench.Conv3x3, "forward", lambda self, images: images / 0)
-        model(images)
-        with pytest.raises(RuntimeError):
-            ours(images)
-
-
-def case(stem="imagenet", **of_best):
-    rates = {"a": 100.0, "b": 200.0, "c": 205.0, "d": 110.0}
-    return {
-        "case": f"{stem}, 64 px, batch 128",
-        "stem": stem,
-        "input_share": 0.0123,
-        "rates": {name: [value, value - 5] for name, value in rates.items()},
-        "share_of_matmul": {name: rate / 400 for name, rate in rates.items()},
-        "ratios": {pair: rates[pair[0]] / rates[pair[2]] for pair in bench.GOALS},
-        "ratios_of_best": {pair: rates[pair[0]] / rates[pair[2]] for pair in bench.GOALS} | of_best,
+    found = ImageFolder(str(tmp_path), pil_to_tensor)
+    assert len(found.classes) == 10
+    theirs = {(image.numpy().tobytes(), label) for image, label in found}
+    assert theirs == {
+        (image.numpy().tobytes(), int(label))
+        for image, label in zip(data.train.images, data.train.labels)
     }
 
 
-def test_findings_hold_each_ratio_against_its_goal():
-    said = bench.findings({"machine": {"device": "cpu"}, "cases": [case(), case("cifar")]})
-    assert "(b)/(a) is 2.00 (2.00 of the best), at least the goal of 1.8" in said[0]
-    assert "(b)/(c) is 0.98 (0.98 of the best), at least the goal of 0.95" in said[0]
-    assert (
-        "(b)/(a) is 2.00 (2.00 of the best), below the goal of 2.2 (counted by the definition,"
-        " (a) computes at 25 %" in said[1]
-    )
-    assert "the input alone takes 1.2 % of the time of (b)" in said[0]
-    assert "No GPU was measured" in said[-1]
-    for of_best, verdict in [
-        ({"b/a": 1.7}, "by the medians at least, by the best below the goal of 1.8"),
-        ({"b/c": 0.9}, "by the medians at least, by the best below the goal of 0.95"),
-    ]:
-        (line, _) = bench.findings({"machine": {"device": "cpu"}, "cases": [case(**of_best)]})
-        assert verdict in line
-    said = bench.findings({"machine": {"device": "cpu"}, "cases": [case("cifar", **{"b/a": 2.3})]})
-    assert "by the best at least, by the medians below the goal of 2.2" in said[0]
-    said = bench.findings({"machine": {"device": "NVIDIA H100"}, "cases": [case()]})
-    assert "below the goal of 5" in said[0] and "below the goal of 2.5" in said[0]
-    assert not any("No GPU" in line for line in said)
+@pytest.mark.parametrize("triplet", [False, True])
+def test_the_ordinary_input_goes_on_over_epochs(tmp_path, monkeypatch, cross_entropy, triplet):
+    monkeypatch.setattr(ordinary.os, "cpu_count", lambda: 0)  # no workers
+    data = load(cross_entropy.data, 0)
+    ordinary.write_images(data.train, tmp_path)
+    batches = list(itertools.islice(ordinary.ordinary_input(tmp_path, data, triplet), 5))
+    assert len(data.train) < 3 * ordinary.BATCH
+    for images, labels in batches:
+        assert tuple(images.shape) == (128, 3, 16, 16) and len(labels) == 128
+        if triplet:
+            assert set(torch.bincount(labels).tolist()) <= {0, 16}
+    assert not torch.equal(batches[0][0], batches[1][0])
+    assert abs(torch.cat([images for images, _ in batches]).mean()) < 0.5  # normalised
 
 
-def test_one_run_prints_stores_and_reports(capsys, monkeypatch):
+def test_the_cosine_ends_with_the_time(monkeypatch):
+    """By a clock that ticks once a look, training stops when the time is over."""
+    script = ordinary.Ordinary(10, False, CPU)
+    rates, step = [], script.optimizer.step
     monkeypatch.setattr(
-        bench,
-        "shares",
-        lambda images, seconds, device, repeats: [
-            {
-                "images": n,
-                "load": 0.1,
-                "input": n / 9000,
-                "epoch": n / 1000,
-                "peak_rss_mib": 300 + n,
-            }
-            for n in (10, 100, 1000)
-        ],
+        script.optimizer,
+        "step",
+        lambda: (rates.append(script.optimizer.param_groups[0]["lr"]), step()),
     )
-    monkeypatch.setattr(
-        bench,
-        "precision_cost",
-        lambda seeds: [{"seed": n, "float32": 0.9, "bfloat16": 0.89} for n in range(seeds)],
-    )
-    monkeypatch.setattr(bench, "start_up", lambda repeats: {"dlops --help": 0.5})
-    monkeypatch.setattr(bench, "matmul_flops", lambda device, precision: 1e11)
-    words = ["--images", "40", "--seconds", "0.01", "--repeats", "2", "--stems", "stride2"]
-    words += ["--size", "64", "--batch", "4", "--batches", "2", "4", "--points", "60"]
-    bench.main([*words, "--tsne", "--workers", "0", "--preset", "test", "--device", "cpu"])
+    ticks = itertools.count()
+    monkeypatch.setattr(ordinary, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    one = torch.randn(4, 3, 16, 16), torch.arange(4)
+    rate, taken = script.train(itertools.repeat(one), 5.0)
+    assert len(rates) == 4 and rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(0.001 * 0.9045, rel=1e-3)
+    assert rates[-1] == pytest.approx(0.001 * 0.0955, rel=1e-3)
+    assert taken == 6 and rate == 16 / 6
+
+
+def test_the_ordinary_triplet_loss_is_the_hardest_of_the_batch():
+    torch.manual_seed(0)
+    x, labels = torch.randn(12, 8), torch.arange(12) % 3
+    unit = torch.nn.functional.normalize(x)
+    distance = torch.cdist(unit, unit)
+    same = labels[:, None] == labels
+    positive = distance.masked_fill(~same, 0).amax(1)
+    negative = distance.masked_fill(same, torch.inf).amin(1)
+    each = (positive - negative + 0.2).clamp(min=0)
+    found = ordinary.ordinary_loss(triplet=True)(x, x, labels)
+    torch.testing.assert_close(found, each[each > 0].mean(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("question", ["q1.1", "q1.2"])
+def test_both_ways_give_the_same_figures(monkeypatch, question):
+    monkeypatch.setattr(ordinary.os, "cpu_count", lambda: 0)
+    base = bench.recipe(question, "test", 1).with_(seed=1)
+    theirs, mine = bench.ordinary(base, 0.01), bench.ours(base.with_(epochs=1))
+    for found in (theirs, mine):
+        assert 0 <= found["top1"] <= found["top5"] <= 1
+        assert found["seconds"] > 0 and found["images_per_second"] > 0
+        assert found["precision"] == "float32"
+    assert theirs["ceiling"] == theirs["images_per_second"] / theirs["resident"]
+    assert mine["epochs"] == 1 and mine["epochs_seconds"] < mine["seconds"]
+    assert json.loads(json.dumps([theirs, mine])) == [theirs, mine]
+
+
+def test_networks_of_theirs_are_judged_as_ours(cross_entropy):
+    """The test accuracy of a network of ours, by way of the ordinary script's judge."""
+    network = Training(cross_entropy, load(cross_entropy.data, 0), CPU)
+    own = Evaluation(network.network, network.test, network.autocast())
+    right = (own.logits.argmax(1) == own.labels).double().mean().item()
+    assert bench.judged(network.network, cross_entropy, CPU)["top1"] == right
+
+
+# Ours
+
+
+def test_a_rate_is_images_over_time_and_one_batch_is_always_the_same(training, monkeypatch):
+    seen, whole = [], training.train
+    training.network.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone()))
+    training.train = bench.OneBatch(next(whole.epoch(0)), 3)
+    ticks = iter([0.0, 4.0])
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    found = bench.rate(training, 0.0)
+    assert found == len(seen) * 64 / 4.0
+    assert all(torch.equal(batch, seen[0]) for batch in seen)
+    training.train = whole
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=iter([0.0, 1.0]).__next__))
+    seen.clear()
+    assert bench.rate(training, 0.2) == len(seen) * 64
+
+
+def test_a_pace_has_its_turns_and_the_first_is_not_counted(cross_entropy, monkeypatch):
+    asked = []
+
+    def rate(training, seconds):
+        asked.append(type(training.train).__name__)
+        return float(len(asked))
+
+    monkeypatch.setattr(bench, "rate", rate)
+    monkeypatch.setattr(bench, "ours", lambda e: {"seconds": 10.0, "epochs_seconds": 8.0})
+    found = bench.pace(cross_entropy, 3.0, turns=2)
+    assert asked == ["Batches", "OneBatch", "OneBatch", "Batches", "Batches", "OneBatch"]
+    assert found["end_to_end"] == [4, 5] and found["resident"] == [3, 6]
+    assert found["ceiling"] == (4 / 3 + 5 / 6) / 2  # the median of the turns' ratios
+    assert (found["epoch_seconds"], found["other_seconds"]) == (2.0, 2.0)
+
+
+def test_as_many_epochs_as_fit_but_one_at_least():
+    paced = {"epoch_seconds": 20.0, "other_seconds": 5.0}
+    assert [bench.fitting(s, paced) for s in (3.0, 44.9, 45.0, 300.0)] == [1, 1, 2, 14]
+
+
+# What is measured
+
+
+def test_classes_are_those_that_no_setting_was_chosen_on():
+    for first in (0, 1, 500):
+        seed = bench.untouched(first)
+        drawn = class_labels(Data("tiny-imagenet", classes=20, class_seed=seed), 200)
+        assert seed >= first and not bench.TUNED & set(drawn.tolist())
+    real = bench.recipe("q1.2", "lite", 7)
+    assert (real.data.classes, real.data.class_seed, real.data.per_class) == (20, 7, 500)
+    assert bench.recipe("q1.1", "quick", 7).data.class_seed is None
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Ways that take no time, and the list of those that were asked for."""
+    asked = []
+
+    def alone(function, experiment, *rest):
+        if function is bench.pace:
+            rates = {"end_to_end": [90.0, 95.0, 80.0], "resident": [100.0] * 3, "ceiling": 0.9}
+            return {"epoch_seconds": 1.0, "other_seconds": 0.0, **rates}
+        question = {"cross-entropy": "q1.1", "triplet": "q1.2"}[experiment.loss.name]
+        seed, epochs = experiment.seed, experiment.schedule.epochs
+        asked.append((question, function.__name__, seed, *([] if rest else [epochs])))
+        if len(asked) == stop_at[0]:
+            raise DlopsError("stopped")
+        if function is bench.ordinary:
+            own = {"resident": 120.0, "ceiling": 0.8}
+            return {**RUN, **own, "seconds": 10.0, "images_per_second": 100.0 + seed} | top(0.5)
+        rate = 150.0 + seed
+        return {**RUN, "epochs": epochs, "seconds": 9.0, "images_per_second": rate} | top(
+            0.4 + 0.02 * epochs + 0.01 * seed
+        )
+
+    def top(share):
+        return {"top1": share, "top5": 0.9}
+
+    stop_at = [0]
+    monkeypatch.setattr(bench, "alone", alone)
+    return SimpleNamespace(asked=asked, stop_at=stop_at)
+
+
+def test_all_ways_take_turns_backwards_every_other_seed(measured):
+    figures = bench.measure("quick", 10.0, 2, say=lambda line: None)
+    assert measured.asked == [
+        ("q1.1", "ordinary", 0),
+        *[("q1.1", "ours", 0, epochs) for epochs in (4, 6, 10)],
+        ("q1.2", "ordinary", 0),
+        *[("q1.2", "ours", 0, epochs) for epochs in (4, 10)],
+        *[("q1.1", "ours", 1, epochs) for epochs in (10, 6, 4)],
+        ("q1.1", "ordinary", 1),
+        *[("q1.2", "ours", 1, epochs) for epochs in (10, 4)],
+        ("q1.2", "ordinary", 1),
+    ]
+    assert json.loads(bench.where("quick").read_text()) == figures == bench.stored("quick")
+    assert len(figures["runs"]) == len(measured.asked)
+    assert figures["machine"]["torch"] == torch.__version__ and "commit" in figures["machine"]
+
+
+def test_a_stopped_bench_measures_only_what_is_missing(measured):
+    measured.stop_at[0] = 4
+    with pytest.raises(DlopsError, match="stopped"):
+        bench.measure("quick", 10.0, 1, say=lambda line: None)
+    assert not bench.where("quick").exists()
+    measured.stop_at[0] = 0
+    bench.measure("quick", 10.0, 1, say=lambda line: None)
+    assert measured.asked[3] == measured.asked[4]  # the one that was stopped
+    assert len(measured.asked) == 7 + 1
+    bench.measure("quick", 10.0, 2, say=lambda line: None)  # a further seed
+    assert len(measured.asked) == 8 + 7
+    bench.measure("quick", 11.0, 1, say=lambda line: None)  # another budget is another bench
+    assert len(measured.asked) == 15 + 7
+
+
+def test_the_summary_has_means_of_accuracies_and_medians_of_rates(measured):
+    figures = bench.measure("quick", 10.0, 3, say=lambda line: None)
+    for run in figures["runs"]:
+        if (run["way"], run["share"], run["seed"]) == ("ours", 1.0, 2):
+            run["images_per_second"], run["seconds"] = 9000.0, 90.0  # one that was lucky
+    table = bench.summary(figures).set_index(["question", "way", "share"])
+    assert len(table) == 4 + 3 and set(table.seeds) == {3}
+    mine, theirs = table.loc[("q1.1", "ours", 1.0)], table.loc[("q1.1", "ordinary", 1.0)]
+    assert mine.top1 == pytest.approx(0.6 + 0.01)
+    assert (mine.images_per_second, mine.seconds, mine.epochs) == (151.0, 9.0, 10)
+    assert (mine.ceiling, mine.resident) == (0.9, 100.0)
+    assert (theirs.images_per_second, theirs.ceiling, theirs.resident) == (101.0, 0.8, 120.0)
+
+
+def test_gains_are_paired_by_seed_and_what_is_reached_is_the_mean(measured):
+    figures = bench.measure("quick", 10.0, 2, say=lambda line: None)
+    found = bench.gains(figures, "q1.1", 0.4)
+    assert found == {0: pytest.approx(-0.02), 1: pytest.approx(-0.01)}
+    assert bench.reached(figures, "q1.1") == 0.6  # 4 epochs give 48.5 %, 6 give 52.5 %
+    assert bench.reached(figures, "q1.2") == 1.0
+    for run in figures["runs"]:
+        run["top1"] += 0.015 * (run["way"] == "ours")
+    assert bench.reached(figures, "q1.1") == 0.4  # equal on average is reached
+    for run in figures["runs"]:
+        run["top1"] -= 0.5 * (run["way"] == "ours")
+    assert bench.reached(figures, "q1.1") is None
+
+
+def test_reports_never_measure(monkeypatch):
+    monkeypatch.setenv("DLOPS_TRAIN", "never")
+    with pytest.raises(DlopsError, match="make it with `python -m dlops.bench --preset lite`"):
+        bench.stored("lite")
+
+
+def test_a_way_has_a_process_of_its_own():
+    assert bench.alone(torch.get_num_threads) == 1
+    with pytest.raises(DlopsError, match="no device 'tpu'"):
+        bench.alone(bench.machine.choose_device, "tpu")
+
+
+@pytest.mark.parametrize("words", [["--seconds", "0"], ["--seeds", "0"]])
+def test_bad_words_are_one_sentence(words):
+    with pytest.raises(DlopsError, match="must be above 0"):
+        bench.main(words)
+
+
+def test_the_command_prints_a_table_and_where_it_is(measured, capsys):
+    bench.main(["--preset", "test", "--seconds", "5"])
     printed = capsys.readouterr().out
-    assert "stride2, 64 px, batch 4" in printed and "b/a" in printed
-    place = Path(os.environ["DLOPS_REPORTS"]) / "test"
-    figures = json.loads((place / "speed" / "figures.json").read_text())
-    (found,) = figures["cases"]
-    assert {name: len(rates) for name, rates in found["rates"].items()} == dict.fromkeys("abcd", 2)
-    assert found["ratios"]["b/a"] == pytest.approx(found["median"]["b"] / found["median"]["a"])
-    assert found["ratios_of_best"]["b/a"] == pytest.approx(found["best"]["b"] / found["best"]["a"])
-    assert found["input_share"] > 0
-    assert {n: peak > 50 for n, peak in found["peak_mib"].items()} == {
-        "ordinary": True,
-        "ours": True,
-    }
-    assert figures["machine"]["torch"] == torch.__version__
-    assert [row["batch"] for row in figures["batches"]] == [2, 4]
-    assert figures["decode_rate"] > 0
-    page = (place / "speed.html").read_text()
-    assert "FAILED" not in page and f"{found['ratios']['b/a']:.2f}" in page
-    assert "Peak memory in MiB" in page and "Images/s, median (best)" in page  # captions
-    assert page.count("<figure") >= 3 and "noise in Tiny ImageNet" in page
-    assert "bfloat16 changes test top-1 by -1.0 points" in page
-    assert "the seeds in float32 lie 0.0 apart" in page
-    index = (place.parent / "index.html").read_text()
-    assert "speed.html" in index
-
-
-def test_the_cost_of_a_share_is_of_one_epoch_of_it(monkeypatch):
-    monkeypatch.setattr(bench, "where", lambda name: None)
-    cost = bench.share_cost(None, 40, 0.01, "cpu")
-    assert cost["images"] == 40
-    assert 0 < cost["input"] < cost["epoch"]
-
-
-def test_shares_are_the_medians_of_their_turns(monkeypatch):
-    asked = []
-
-    def run(words, **_):
-        asked.append(words[2].split("share_cost(")[1])
-        printed = {"images": 10, "epoch": [3.0, 1.0, 9.0][(len(asked) - 1) // 3]}
-        return SimpleNamespace(returncode=0, stdout=json.dumps(printed))
-
-    monkeypatch.setattr(bench.subprocess, "run", run)
-    rows = bench.shares(4000, 0.5, "cpu", 3)
-    assert [(row["percent"], row["images"], row["epoch"]) for row in rows] == [
-        (1, 10, 3.0),
-        (10, 10, 3.0),
-        (100, 10, 3.0),
-    ]
-    assert asked[:3] == asked[3:6] and [words.split(",")[0] for words in asked[:3]] == [
-        "5",
-        "50",
-        "None",
-    ]
-    failed = SimpleNamespace(returncode=1, stderr="no memory")
-    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(DlopsError, match="The cost of 1 % could not be measured: no memory"):
-        bench.shares(4000, 0.5, "cpu", 1)
-
-
-def test_both_precisions_train_the_same_runs(monkeypatch):
-    trained = []
-
-    def run(experiment):
-        trained.append(experiment)
-        top1 = 0.5 + 0.1 * (experiment.schedule.precision == "float32")
-        return SimpleNamespace(metrics={"test_top1": top1})
-
-    monkeypatch.setattr(bench.train, "run", run)
-    rows = bench.precision_cost(2)
-    assert rows == [{"seed": n, "float32": 0.6, "bfloat16": 0.5} for n in (0, 1)]
-    assert {e.with_(precision="float32").id for e in trained if e.seed == 1} == {trained[2].id}
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [(["--images", "40"], "fewer than a batch"), (["--repeats", "0"], "at least 1")],
-)
-def test_bad_words_are_one_sentence(words, says):
-    with pytest.raises(DlopsError, match=says):
-        bench.main([*words, "--device", "cpu"])
+    assert "q1.1, seed 0, ordinary: top-1 50.0 %, top-5 90.0 % in 10.0 s" in printed
+    place = Path(printed.splitlines()[-1])
+    assert place == bench.where("test") and place.exists()
+    assert len(measured.asked) == 4  # of a test, one share of the time

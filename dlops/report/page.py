@@ -300,19 +300,21 @@ def finish(
     *,
     claims: Any = None,
     title: str = "",
+    headline: Sequence[tuple[str, str]] = (),
 ) -> None:
     """The last cell's mark, with what the index shows: without it the run counts as failed.
 
     results: those of one experiment's seeds, or by name where a page compares; title: only where
-    it does not follow from the question and the first experiment.
+    it does not follow from the question and the first experiment; headline: pairs of what and its
+    value, only where it is not the first experiment's accuracy.
     """
     groups = dict(results) if isinstance(results, Mapping) else {"": results}
-    main = next(iter(groups.values()))
-    first = main[0].experiment
+    main = next(iter(groups.values()), ())
+    first = main[0].experiment if main else Experiment()
     marks = [_mark(name or method(first), group) for name, group in groups.items()]
     asked = next(r for r in SERIES if r.question == question)
-    headline = [
-        [words, percent(estimate(main, name)[0])]
+    headline = headline or [
+        (words, percent(estimate(main, name)[0]))
         for name, words in (("test_top5", "Test top-5"), ("test_top1", "top-1"))
     ]
     payload = {
@@ -321,8 +323,8 @@ def finish(
         "title": title or page_title(question, first),
         "preset": preset_of(namespace),
         "parameters": namespace["_parameters"],
-        "settings": first.settings,
-        "headline": headline,
+        "settings": first.settings if main else {},
+        "headline": [list(pair) for pair in headline],
         "results": marks,
         "claims": claims.payload() if claims else [],
         "commit": git_state()["commit"],

@@ -25,6 +25,7 @@ Experiments = Callable[..., list[Experiment]]
 ASSIGNMENTS = {
     "assignment1": "Assignment 1: ResNet18 and layer-wise pretraining",
     "lab3": "Lab assignment 3: optimizers",
+    "speed": "Speed: beside the script one would write otherwise",
 }
 # What the original reports and others published: data, never code.
 PUBLISHED: dict[str, Any] = yaml.safe_load(
@@ -159,7 +160,15 @@ def _lab3() -> Iterator[Report]:
             yield replace(own, default=data == "stl10", presets=("original",))
 
 
-SERIES: tuple[Report, ...] = (*_question1(), *_question2(), *_lab3())
+# Its figures are stored by `python -m dlops.bench`; it asks for no experiment.
+SPEED = Report(
+    "speed",
+    "speed/speed.ipynb",
+    "Time to accuracy, beside an ordinary script",
+    lambda preset, **_: [],
+    presets=("lite", "full"),
+)
+SERIES: tuple[Report, ...] = (*_question1(), *_question2(), *_lab3(), SPEED)
 
 
 def ids() -> list[str]:
