@@ -28,7 +28,7 @@ from dlops.series import ASSIGNMENTS, Report, select
 from dlops.settings import DATASETS, DlopsError, choices
 from dlops.slots import Slots
 from dlops.store import Store, project_root, publish, reports_root
-from dlops.watch import Board, Watch, duration
+from dlops.watch import Watch, duration
 
 app = typer.Typer(
     help="Deep-learning reports: train what a question asks, execute and export its notebooks.",
@@ -42,7 +42,6 @@ app.add_typer(data_app, name="data")
 console = Console(highlight=False, soft_wrap=True)
 PUBLISHED = ("lite", "original", "full")  # presets whose results are kept beside their reports
 
-FEW = 8  # more experiments than this are shown as a table, not epoch by epoch
 
 Ids = Annotated[
     list[str] | None,
@@ -130,8 +129,7 @@ def train(
     options: dict[str, Any] = {"store": store, "device": device, "force": force}
     sources = [e.parent.with_(keep="weights") for e in missing if e.parent]
     due = {e.id for e in missing} | {e.id for e in sources if not store.find(e)}
-    many = jobs > 1 or len(due) > FEW
-    with Board(console, due) if many else Watch(console, len(due)) as watch:
+    with Watch(console, due, jobs) as watch:
         from dlops.runs import run_all  # which imports torch
 
         try:
@@ -339,7 +337,7 @@ def data_fetch(
     ],
 ) -> None:
     """Fetch a data set or weights from the publisher: resumable, verified, unpacked."""
-    with Watch(console, 1) as watch:
+    with Watch(console, set()) as watch:
 
         def fetching(done: int, total: int) -> None:
             watch({"what": f"fetching {name}", "done": done, "total": total})

@@ -13,12 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from dlops.experiment import Experiment
 from dlops.store import Result
 
-
-def bars(console: Console) -> Progress:
-    """Bars that say what they are of and how far; still where there is no terminal."""
-    columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[say]}")
-    still = not sys.stdout.isatty()  # colours can be forced into a log, animation cannot
-    return Progress(*columns, console=console, transient=True, disable=still)
+FEW = 8  # more runs than this are a line each, not a line an epoch
 
 
 def duration(seconds: float) -> str:
@@ -31,80 +26,27 @@ def duration(seconds: float) -> str:
 
 
 class Watch:
-    """Progress of a few runs: a line an epoch, above a bar for the run."""
+    """Progress of the runs of `ids`: a bar for each slot, above it what is to stay.
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.bars = bars(console)
-        self.console, self.total, self.count = console, total, 0
-        self.epochs, self.began = 1, time.monotonic()
-        self.task = self.bars.add_task("", total=None, say="")
+    Of a few runs, one at a time, a line an epoch stays; of many, a line a run.
+    """
 
-    def __enter__(self) -> Watch:
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if "experiment" in event:
-            self.count += 1
-            self.epochs, self.began = event["epochs"], time.monotonic()
-            title = escape(event["experiment"].title)
-            self.console.print(f"[bold]{self.count}/{self.total}[/] {title}")
-            self.bars.update(self.task, description="", completed=0, total=self.epochs, say="")
-        elif "row" in event:
-            self._epoch(event)
-        elif "steps" in event:
-            done = event["epoch"] + event["step"] / event["steps"]
-            left = (time.monotonic() - self.began) / max(done, 1e-9) * (self.epochs - done)
-            words = f"{event['rate']:.0f} images/s, {duration(left)} left"
-            text = f"  epoch {event['epoch'] + 1}"
-            self.bars.update(self.task, description=text, completed=done, say=words)
-        elif "total" in event:
-            words, done, total = f"  {event['what']}", event["done"], event["total"]
-            say = f"{done:,} of {total:,}"
-            self.bars.update(self.task, description=words, completed=done, total=total, say=say)
-
-    def _epoch(self, event: dict[str, Any]) -> None:
-        row, self.epochs = event["row"], event.get("epochs", self.epochs)
-        shown = {"train": "train_loss", "val.": "val_loss"}
-        numbers = [f"{name} {row[key]:.4f}" for name, key in shown.items() if key in row]
-        if "val_top5" in row:
-            numbers.append(f"top-5 {100 * row['val_top5']:.1f} %")
-        left = (time.monotonic() - self.began) / event["epoch"] * (self.epochs - event["epoch"])
-        if rate := row.get("images_per_second"):
-            numbers.append(f"{rate:.0f} images/s")
-        epoch = f"{event['epoch']:3d}/{self.epochs}"
-        epoch += f"  layer {row['layer'] or 'all'}" if "layer" in row else ""
-        self.console.print(f"  {epoch}  {'  '.join(numbers)}  {duration(left)} left")
-        self.bars.update(self.task, completed=event["epoch"], total=self.epochs)
-
-    def result(self, experiment: Experiment, result: Result | Exception) -> None:
-        """Say how an experiment ended."""
-        if isinstance(result, Exception):
-            self.console.print("  [red]failed[/]")  # why is said once, at the end
-            return
-        m = result.metrics
-        shown = {"top-5": "test_top5", "top-1": "test_top1"}
-        words = ", ".join(f"test {k} {100 * m[v]:.1f} %" for k, v in shown.items() if v in m)
-        self.console.print(f"  [green]done[/] {words}  ({duration(result.provenance['seconds'])})")
-
-
-class Board:
-    """Progress of many runs: a table that fills, above a bar for all and one for each slot."""
-
-    def __init__(self, console: Console, ids: set[str]) -> None:
-        self.bars = bars(console)
-        self.console, self.began, self.count = console, time.monotonic(), 0
-        self.ids, self.total = ids, len(ids)
-        self.all = self.bars.add_task("all", total=self.total, say=f"0 of {self.total}")
+    def __init__(self, console: Console, ids: set[str], jobs: int = 1) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[say]}")
+        still = not sys.stdout.isatty()  # colours can be forced into a log, animation cannot
+        self.bars = Progress(*columns, console=console, transient=True, disable=still)
+        self.console, self.ids, self.epochwise = console, ids, jobs == 1 and len(ids) <= FEW
+        self.started = self.settled = 0
+        self.began = self.run_began = time.monotonic()
+        self.all = self.bars.add_task("all", total=len(ids), say="", visible=not self.epochwise)
         self.slots: dict[int, Any] = {}
+        self.epochs: dict[int, int] = {}
         self.bases: dict[tuple[str, ...], Experiment] = {}
 
-    def __enter__(self) -> Board:
-        head = f"{'run':>7}  {'val. top-1':>10}  {'test top-1':>10}  {'time':>11}  experiment"
-        self.console.print(f"[bold]{head}[/]")
+    def __enter__(self) -> Watch:
+        if not self.epochwise:
+            head = f"{'run':>7}  {'val. top-1':>10}  {'test top-1':>10}  {'time':>11}  experiment"
+            self.console.print(f"[bold]{head}[/]")
         self.bars.start()
         return self
 
@@ -114,37 +56,73 @@ class Board:
     def __call__(self, event: dict[str, Any]) -> None:
         slot = event.get("slot", 0)
         if slot not in self.slots:
-            self.slots[slot] = self.bars.add_task(f"slot {slot + 1}", total=None, say="")
-        task = self.slots[slot]
+            self.slots[slot] = self.bars.add_task("", total=None, say="")
+        task, total = self.slots[slot], self.epochs.get(slot, 1)
         if "experiment" in event:
-            say = escape(self.words(event["experiment"]))
-            self.bars.update(task, completed=0, total=event["epochs"], say=say)
+            self.started, self.run_began = self.started + 1, time.monotonic()
+            self.epochs[slot] = event["epochs"]
+            words = escape(self.words(event["experiment"]))
+            if self.epochwise:
+                self.console.print(f"[bold]{self.started}/{len(self.ids)}[/] {words}")
+            say = "" if self.epochwise else words
+            name = f"slot {slot + 1}"
+            self.bars.update(task, description=name, completed=0, total=event["epochs"], say=say)
         elif "row" in event:
-            self.bars.update(task, completed=event["epoch"])
+            self.epochs[slot] = event.get("epochs", total)
+            if self.epochwise:
+                self._epoch(event["row"], event["epoch"], self.epochs[slot])
+            self.bars.update(task, completed=event["epoch"], total=self.epochs[slot])
         elif "steps" in event:
-            self.bars.update(task, completed=event["epoch"] + event["step"] / event["steps"])
+            done = event["epoch"] + event["step"] / event["steps"]
+            self.bars.update(task, completed=done)
+            if self.epochwise:
+                say = f"{event['rate']:.0f} images/s, {self._left(done, total)}"
+                self.bars.update(task, say=say)
+        elif "total" in event:  # decoding or fetching
+            say = f"{event['done']:,} of {event['total']:,}"
+            counts = {"completed": event["done"], "total": event["total"]}
+            self.bars.update(task, description=f"  {event['what']}", say=say, **counts)
+
+    def _left(self, done: float, total: float) -> str:
+        seconds = (time.monotonic() - self.run_began) / max(done, 1e-9) * (total - done)
+        return f"{duration(seconds)} left"
+
+    def _epoch(self, row: dict[str, Any], epoch: int, total: int) -> None:
+        shown = {"train": "train_loss", "val.": "val_loss"}
+        numbers = [f"{name} {row[key]:.4f}" for name, key in shown.items() if key in row]
+        numbers += [f"top-5 {100 * row['val_top5']:.1f} %"] if "val_top5" in row else []
+        if rate := row.get("images_per_second"):
+            numbers.append(f"{rate:.0f} images/s")
+        layer = f"  layer {row['layer'] or 'all'}" if "layer" in row else ""
+        words = "  ".join([*numbers, self._left(epoch, total)])
+        self.console.print(f"  {epoch:3d}/{total}{layer}  {words}")
 
     def words(self, experiment: Experiment) -> str:
         """The first experiment of its kind by its title, the others by what they change of it."""
         title = experiment.title.split(",")[:3]  # loss, optimizer, data
         kind = *title, experiment.model.weights, str(experiment.data.per_class)
         base = self.bases.setdefault(kind, experiment)
-        return experiment.differs(base) or experiment.title
+        return experiment.title if self.epochwise else experiment.differs(base) or experiment.title
 
     def result(self, experiment: Experiment, result: Result | Exception) -> None:
-        """Add a row to the table, unless it was in the store."""
+        """Say how a run ended, unless its result was in the store; why it failed is said later."""
         if experiment.id not in self.ids:
             return
-        self.count += 1
-        left = (time.monotonic() - self.began) / self.count * (self.total - self.count)
-        say = f"{self.count} of {self.total}, {duration(left)} left"
-        self.bars.update(self.all, completed=self.count, say=say)
-        place = f"{self.count}/{self.total}"
-        words = escape(self.words(experiment))
-        if isinstance(result, Exception):
-            self.console.print(f"{place:>7}  [red]{'failed':>35}[/]  {words}")
+        self.settled += 1
+        left = (time.monotonic() - self.began) / self.settled * (len(self.ids) - self.settled)
+        say = f"{self.settled} of {len(self.ids)}, {duration(left)} left"
+        self.bars.update(self.all, completed=self.settled, say=say)
+        place, failed = f"{self.settled}/{len(self.ids)}", isinstance(result, Exception)
+        metrics = {} if isinstance(result, Exception) else result.metrics
+        took = "" if isinstance(result, Exception) else duration(result.provenance["seconds"])
+
+        def share(key: str) -> str:
+            return f"{100 * metrics[key]:.1f} %" if key in metrics else "–"
+
+        if self.epochwise:
+            words = f"test top-5 {share('test_top5')}, top-1 {share('test_top1')}  ({took})"
+            self.console.print("  [red]failed[/]" if failed else f"  [green]done[/] {words}")
             return
-        m = result.metrics
-        cells = [f"{100 * m[k]:.1f} %" if k in m else "–" for k in ("val_top1", "test_top1")]
-        time_ = duration(result.provenance["seconds"])
-        self.console.print(f"{place:>7}  {cells[0]:>10}  {cells[1]:>10}  {time_:>11}  {words}")
+        cells = f"{share('val_top1'):>10}  {share('test_top1'):>10}  {took:>11}"
+        cells = f"[red]{'failed':>35}[/]" if failed else cells
+        self.console.print(f"{place:>7}  {cells}  {escape(self.words(experiment))}")

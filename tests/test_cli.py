@@ -16,7 +16,7 @@ from dlops.experiment import Experiment
 from dlops.series import select
 from dlops.settings import DATASETS, DlopsError
 from dlops.store import Store
-from dlops.watch import Board, duration
+from dlops.watch import Watch, duration
 
 TEST = ["q1.1", "--preset", "test"]
 
@@ -314,7 +314,7 @@ def test_durations_in_words(seconds, words):
 
 
 def test_a_table_names_what_a_run_changes_when_optimizers_take_turns():
-    board = Board(cli.console, set())
+    board = Watch(cli.console, set(), jobs=2)
     board.words(Experiment.from_preset("q1.1", preset="test"))  # Adam on digits too
     adam = Experiment.from_preset("lab3.adam", preset="test")
     adagrad = Experiment.from_preset("lab3.adagrad", preset="test")
