@@ -369,3 +369,10 @@ def test_the_table_and_the_sentinel_tell_the_same(capsys):
     assert '<td class="verdict verdict-supported">supported<br><small>p &lt; 0.001' in page
     assert '<td class="verdict verdict-not-measured">not measured</td>' in page
     claims.show()
+
+
+def test_ratios_by_seed_are_averaged_and_judged_as_ratios():
+    quantity = values([1.5, 1.6, 1.7], "times")
+    assert quantity.estimate == pytest.approx((1.5 * 1.6 * 1.7) ** (1 / 3))
+    assert quantity.interval[0] < quantity.estimate < quantity.interval[1] < 2
+    assert values([1.5, 0.0], "times").reason

@@ -21,6 +21,9 @@ from PIL import Image
 from dlops.report.style import DARK, NARROW, PAPER, WIDE, Drawing, style
 from dlops.settings import DlopsError
 
+_MARK = r'<use href="[^"]+" x="[^"]+" y="[^"]+" style='
+MARKS = re.compile(rf'{_MARK}"([^"]*)"/>(?:\s*{_MARK}"\1"/>)+')
+
 
 def show(
     figure: Drawing | Figure, caption: str, alt: str, *, key: str = "", where: Any = None
@@ -71,7 +74,7 @@ def pictures(figure: Drawing | Figure, width: float) -> tuple[str, str]:
         marks = [
             c for axes in drawn.axes for c in axes.collections if isinstance(c, PathCollection)
         ]
-        if sum(np.shape(collection.get_offsets())[0] for collection in marks) > 600:
+        if sum(np.shape(collection.get_offsets())[0] for collection in marks) > 2000:
             for collection in marks:
                 collection.set_rasterized(True)
         buffer = io.StringIO()
@@ -90,8 +93,15 @@ def _smaller(svg: str) -> str:
     svg = re.sub(r"translate\(([-\d.]+) ([-\d.]+)\)", _shorter_place, svg)
     svg = re.sub(r' d="([^"]*)"( transform="scale\(0.015625\)")?', _shorter_path, svg)
     svg = re.sub(r' style="[^"]*"', lambda m: " style=" + m[0][7:].replace(" ", ""), svg)
+    svg = MARKS.sub(_shorter_marks, svg)
     svg = _without_bare_groups(re.sub(r"\s*\n\s*", "", svg))
     return re.sub(r'<use href="#d3"[^>]*>', "", svg).replace('"', "'")  # d3 is the blank
+
+
+def _shorter_marks(match: re.Match[str]) -> str:
+    """Neighbouring marks of one style, which is said once."""
+    style = f' style="{match[1]}"'
+    return f"<g{style}>{match[0].replace(style, '')}</g>"
 
 
 def _without_bare_groups(svg: str) -> str:
