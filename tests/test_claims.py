@@ -369,3 +369,12 @@ def test_the_table_and_the_sentinel_tell_the_same(capsys):
     assert '<td class="verdict verdict-supported">supported<br><small>p &lt; 0.001' in page
     assert '<td class="verdict verdict-not-measured">not measured</td>' in page
     claims.show()
+
+
+def test_ratios_of_seeds_are_judged_as_logarithms():
+    twice = values([1.6, 2.5, 2.0], "times")
+    assert twice.estimate == pytest.approx(2.0)
+    assert twice.interval[0] * twice.interval[1] == pytest.approx(4.0)
+    assert verdict(values([1.9, 2.0, 2.1], "times"), above=1.5) == "supported"
+    assert verdict(values([1.9, 2.0, 2.1], "times"), above=2.5) == "refuted"
+    assert verdict(values([0.0, 2.0], "times"), above=1) == "not measured"
