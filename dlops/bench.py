@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -20,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +185,15 @@ def untouched(first: int) -> int:
 
 def alone(function: Callable[..., Figures], *arguments: Any) -> Figures:
     """What the function returns in a process of its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
+    usual = multiprocessing.get_start_method()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_as_a_script, usual, function, *arguments).result()
+
+
+def _as_a_script(usual: str, function: Callable[..., Figures], *arguments: Any) -> Figures:
+    """A spawned process would spawn the loader's workers too, seconds an epoch; no script does."""
+    multiprocessing.set_start_method(usual, force=True)
+    return function(*arguments)
 
 
 def measure(

@@ -371,8 +371,10 @@ def test_the_table_and_the_sentinel_tell_the_same(capsys):
     claims.show()
 
 
-def test_ratios_by_seed_are_averaged_and_judged_as_ratios():
-    quantity = values([1.5, 1.6, 1.7], "times")
-    assert quantity.estimate == pytest.approx((1.5 * 1.6 * 1.7) ** (1 / 3))
-    assert quantity.interval[0] < quantity.estimate < quantity.interval[1] < 2
-    assert values([1.5, 0.0], "times").reason
+def test_ratios_of_seeds_are_judged_as_logarithms():
+    twice = values([1.6, 2.5, 2.0], "times")
+    assert twice.estimate == pytest.approx(2.0)
+    assert twice.interval[0] * twice.interval[1] == pytest.approx(4.0)
+    assert verdict(values([1.9, 2.0, 2.1], "times"), above=1.5) == "supported"
+    assert verdict(values([1.9, 2.0, 2.1], "times"), above=2.5) == "refuted"
+    assert verdict(values([0.0, 2.0], "times"), above=1) == "not measured"

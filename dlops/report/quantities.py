@@ -164,7 +164,7 @@ def spread(groups: Mapping[str, Runs], metric: str, unit: str | None = None) -> 
 def values(by_seed: Mapping[int, float] | ArrayLike, unit: str = "", signed=False) -> Quantity:
     """Any number of a method, one a seed: {seed: number}, or the numbers alone.
 
-    With the unit "times" they are ratios: their mean is geometric, and their logarithms are tested.
+    Those in "times" are ratios: their mean is geometric, and they are tested as logarithms.
     """
     each = np.asarray(list(by_seed.values()) if isinstance(by_seed, Mapping) else by_seed, float)
     if not len(each) or not np.isfinite(each).all():
@@ -173,7 +173,7 @@ def values(by_seed: Mapping[int, float] | ArrayLike, unit: str = "", signed=Fals
         return Quantity(float(each[0]), "1 seed", unit, signed)
     if unit == "times":
         if (each <= 0).any():
-            raise _NotMeasured("not every ratio is above zero")
+            raise _NotMeasured("not every seed's ratio is above zero")
         each = np.log(each)
     return _over_seeds(each, f"{len(each)} seeds", unit, signed)
 
