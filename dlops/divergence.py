@@ -22,9 +22,10 @@ class Diverged(DlopsError):
 
 def wild(losses: list[float], first: float | None, last: bool) -> bool:
     """Whether an epoch's loss is far above its first value and has no epoch left to come back."""
-    limit = WILD * max(first or 0, SMALL)
+    if len(losses) < PATIENCE:
+        return False
     recent = losses[-1:] if last else losses[-PATIENCE:]
-    return min(recent) > limit and (last or len(recent) == PATIENCE)
+    return min(recent) > WILD * max(first or 0, SMALL)
 
 
 def suspects(experiment: Experiment) -> str:

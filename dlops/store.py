@@ -229,6 +229,7 @@ class Store:
         part = place / "result.part"
         try:
             write(part, record, files)
+            Result(part)  # raises Damaged for what would not be believed later
             exchange(part, folder, self._old(experiment))
         except OSError as error:
             size = sum(map(len, files.values())) / 2**20

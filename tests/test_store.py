@@ -53,6 +53,15 @@ def test_a_result_comes_back_as_it_was_saved():
     assert sorted(p.name for p in folder().iterdir()) == ["arrays.npz", "result.json"]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"history": []}, {"metrics": {"test_top1": 1e999}}], ids=["empty", "infinite"]
+)
+def test_what_would_not_be_believed_is_not_saved(changes):
+    with pytest.raises(ValueError):
+        save(**changes)
+    assert Store().get(EXPERIMENT) is None and not folder().exists()
+
+
 def test_another_experiment_has_no_result():
     save()
     assert Store().get(EXPERIMENT.with_(seed=1)) is None
