@@ -46,9 +46,7 @@ def _fits(m: nn.Module) -> bool:
 
 
 class Conv3x3(nn.Conv2d):
-    """One with padding 1 and no bias, in the way that suits its size; torch's own on a GPU, in 16
-    bits, and of maps that are not square.
-    """
+    """In the way that suits its size; torch's own on a GPU, in 16 bits, and of oblong maps."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, in_channels, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)]."""

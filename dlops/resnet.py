@@ -14,9 +14,9 @@ STEMS = {  # kernel size and stride of the first convolution
 }
 
 
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
     """Without a bias: the batch normalisation that follows has one."""
-    return nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+    return nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
 
 
 class BasicBlock(nn.Module):
