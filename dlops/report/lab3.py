@@ -25,12 +25,13 @@ from dlops.report.quantities import ALPHA, Quantity, difference, spread, values
 from dlops.report.style import FAINT, INK, PALETTE, drawing, is_narrow, panels, percent_axis
 from dlops.runs import run_all
 from dlops.series import PUBLISHED
-from dlops.series.sweeps import OPTIMIZERS, ORIGINAL_LR, Sweep, value_of
+from dlops.series.sweeps import OPTIMIZERS, ORIGINAL_LR, Sweep, fixed_rates, value_of
 from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store
 from dlops.train import Diverged
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "fc")
+ONE_RATE = "in this preset only one rate has several seeds"
 SCORES = ("val_top5", "val_top1", "val_loss", "test_top5", "test_top1", "train_top1")
 
 
@@ -188,7 +189,7 @@ class Study:
 
     def title(self, attribute: str) -> str:
         """What the response to one attribute shows, on either side of the noise."""
-        row = self.effects().loc[attribute]
+        row: Any = self.effects().loc[attribute]
         noise = f"{100 * row.floor:.1f} points"
         if row.diverged:
             return f"{attribute}: {row.diverged} of its values made training diverge"
@@ -252,24 +253,10 @@ class Study:
         """How far apart validation top-5 lies over these rates."""
         groups = {text(lr): results for lr, results in self.rates().items()}
         if len(groups) < 2:
-            return Quantity(reason="in this preset only one rate has several seeds")
+            return Quantity(reason=ONE_RATE, unit="points")
         return spread(groups, "val_top5")
 
     # Tables -------------------------------------------------------------------------------------
-
-    def show_runs(self) -> None:
-        """Every run: scores, the gap between training and test, its effective step."""
-        frame = self.frame()
-        shown = pd.DataFrame({"setting": frame.changes, "seed": frame.seed})
-        for name in ("val_top5", "val_top1", "test_top5", "test_top1"):
-            shown[name.replace("_", " ")] = frame[name].map(_hundred)
-        shown["gap"] = (frame.train_top1 - frame.test_top1).map(_hundred)
-        shown["step"] = frame.step.map(lambda x: "diverged" if math.isnan(x) else f"{x:.2g}")
-        table(
-            shown,
-            "Every run of the study, accuracies in per cent; gap: training less test top-1, in"
-            " points; step: the effective step after the first epoch.",
-        )
 
     def show_effects(self) -> None:
         """Each attribute's range beside the range that noise makes, and the steps at its ends."""
@@ -292,10 +279,6 @@ class Study:
             f" as many equal settings, in points, corrected for {len(rows)} attributes; step ratio:"
             " the effective step at the lowest over that at the highest.",
         )
-
-
-def _hundred(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f}".replace("-", "−")
 
 
 @drawing
@@ -333,6 +316,50 @@ def effects(study: Study) -> Figure:
     return figure
 
 
+# The four compared --------------------------------------------------------------------------------
+
+Groups = dict[str, dict[str, list[Result]]]  # {setting: {optimizer: its seeds}}
+
+
+def groups(studies: Mapping[str, Study], preset: str) -> Groups:
+    """The runs at the original's rate, at each optimizer's usual one, and tuned."""
+    found: Groups = {}
+    for name, study in studies.items():
+        for setting, seeds in fixed_rates(study.sweep.base, preset).items():
+            if results := study.of(seeds):
+                found.setdefault(setting, {})[name] = results
+    return {**found, "tuned": {name: study.tuned() for name, study in studies.items()}}
+
+
+def _by_seed(results: Sequence[Result], metric: str) -> dict[int, float]:
+    return {result.experiment.seed: result.metrics[metric] for result in results}
+
+
+def mean_difference(
+    a: Mapping[str, Sequence[Result]], b: Mapping[str, Sequence[Result]], metric: str
+) -> Quantity:
+    """The metric of a less that of b, the mean over the optimizers, one a seed that all have."""
+    pairs = [(_by_seed(a[name], metric), _by_seed(b[name], metric)) for name in b if name in a]
+    seeds = sorted(set.intersection(*(set(one) for pair in pairs for one in pair)))
+    each = {seed: float(np.mean([x[seed] - y[seed] for x, y in pairs])) for seed in seeds}
+    return values(each, "points", signed=True)
+
+
+def least_loss(studies: Mapping[str, Study]) -> Quantity:
+    """What a wrong rate costs at least, one a seed: the smallest, over optimizers and their equal
+    rates but the tuned one, of the loss in validation top-5."""
+    losses: dict[int, list[float]] = {}
+    for study in studies.values():
+        best = _by_seed(study.tuned(), "val_top5")
+        for results in study.rates().values():
+            for seed, score in _by_seed(results, "val_top5").items():
+                if results[0].id != study.tuned()[0].id and seed in best:
+                    losses.setdefault(seed, []).append(best[seed] - score)
+    if not losses:
+        return Quantity(reason=ONE_RATE, unit="points")
+    return values({seed: min(each) for seed, each in losses.items()}, "points")
+
+
 # Where training starts, and the published figures -------------------------------------------------
 
 
@@ -345,22 +372,17 @@ def origin(e: Experiment) -> str:
 
 
 def show_source(e: Experiment, results: Mapping[str, Result]) -> None:
-    """What the starting weights come from, in a table or a sentence."""
-    if not e.parent:
-        display(Markdown(f"This run starts {origin(e)}."))
-        return
-    source, result = e.parent, results[e.parent.id]
-    size = source.data.image_size or DATASETS[source.data.name].image_size
-    rows = [
-        ("data", DATASETS[source.data.name].title + ", inverted" * source.data.inverted),
-        ("classes", source.num_classes),
-        ("training images", f"{result.provenance['train_images']:,}, {size} x {size} pixels"),
-        ("epochs", source.schedule.epochs),
-        ("its own test top-5", accuracy([result])),
-        ("identity", result.id),
-    ]
-    frame = pd.DataFrame(rows, columns=["", "the starting weights"]).astype(str)
-    table(frame, "Where fine-tuning starts.")
+    """Say where the starting weights come from."""
+    words = f"Fine-tuning starts {origin(e)}"
+    if source := e.parent:
+        result = results[source.id]
+        size = source.data.image_size or DATASETS[source.data.name].image_size
+        words += (
+            f": {source.num_classes} classes, {result.provenance['train_images']:,} training images"
+            f" of {size} x {size} pixels, {source.schedule.epochs} epochs. That network's own test"
+            f" top-5 is {accuracy([result])}"
+        )
+    display(Markdown(f"{words}."))
 
 
 def show_published(rows: Mapping[str, Sequence[Result]]) -> None:
@@ -424,6 +446,6 @@ def without_probes(results: Sequence[Result]) -> list[Result]:
     """The results with histories that leave out what was measured stage by stage."""
     plain = [Result(result.folder) for result in results]
     for result in plain:
-        kept = [name for name in result.history if name.split("_")[-1] not in STAGES]
-        result.history = result.history[kept]
+        names = [str(name) for name in result.history]
+        result.history = result.history[[n for n in names if n.split("_")[-1] not in STAGES]]
     return plain
