@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from dlops import cli, study
+from dlops import cli
 from dlops.experiment import Experiment
+from dlops.report import lab3
 from dlops.runs import run_all
 from dlops.settings import DlopsError
 from dlops.slots import Slots
@@ -93,7 +94,7 @@ def test_slots_train_in_parallel_and_tell_of_it():
     assert all(r.provenance["threads"] == 1 for r in results)
     history = results[0].history
     for kind in ("gradient", "step", "moment"):
-        assert {f"{kind}_{stage}" for stage in study.STAGES} <= set(history)
+        assert {f"{kind}_{stage}" for stage in lab3.STAGES} <= set(history)
 
 
 def test_no_slots_is_refused():

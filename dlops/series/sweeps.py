@@ -17,16 +17,23 @@ OPTIMIZERS = {
 }
 ORIGINAL_LR = 0.001  # what the original reports used with every optimizer
 USUAL_LR = {"adam": 0.001, "adagrad": 0.01, "adadelta": 1.0, "rmsprop": 0.01}  # torch's defaults
+OWN_LR = {"adam": 0.0003, "adagrad": 0.001, "adadelta": 0.1, "rmsprop": 0.0001}  # to fine-tune
+RATIOS = (1, 0.1, 10)  # equal budgets: so many rates around each optimizer's own
 STUDY_EPOCHS = {"full": 6}  # presets whose study is shorter than their headline runs
+LEAN = ("lite",)  # presets to try things out with: only the base setting gets several seeds
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute and the values tried beside the base setting's; `also` changes with it."""
+    """One attribute and the values tried beside the base setting's; `also` changes with it.
+
+    claimed: the value that a notebook claims something of, which takes several seeds.
+    """
 
     setting: str
     values: tuple[Any, ...]
     also: tuple[tuple[str, Any], ...] = ()
+    claimed: Any = None
 
     @property
     def name(self) -> str:
@@ -40,25 +47,25 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("beta1", (0.0, 0.99)),
         Attribute("beta2", (0.9, 0.9999)),
         Attribute("eps", (1e-4, 1e-2)),
-        Attribute("weight_decay", (0.01, 0.1)),
-        Attribute("weight_decay", (0.01, 0.1), also=(("decoupled", True),)),
+        Attribute("weight_decay", (0.01, 0.1), claimed=0.1),
+        Attribute("weight_decay", (0.01, 0.1), also=(("decoupled", True),), claimed=0.1),
         Attribute("amsgrad", (True,)),
     ),
     "adagrad": (
         Attribute("lr", (0.0001, 0.01)),
-        Attribute("lr_decay", (0.1, 1.0)),
-        Attribute("initial_accumulator", (0.0001, 0.01)),
+        Attribute("lr_decay", (0.1, 1.0), claimed=1.0),
+        Attribute("initial_accumulator", (0.0001, 0.01), claimed=0.01),
         Attribute("eps", (1e-4, 1e-2)),
     ),
     "adadelta": (
         Attribute("lr", (0.01, 1.0, ORIGINAL_LR)),
         Attribute("rho", (0.5, 0.99)),
-        Attribute("eps", (1e-8, 1e-4)),
+        Attribute("eps", (1e-8, 1e-4), claimed=1e-8),
     ),
     "rmsprop": (
         Attribute("lr", (1e-5, 0.001, USUAL_LR["rmsprop"])),
         Attribute("alpha", (0.9, 0.999)),
-        Attribute("momentum", (0.5, 0.9)),
+        Attribute("momentum", (0.5, 0.9), claimed=0.9),
         Attribute("centered", (True,)),
         Attribute("eps", (1e-4, 1e-2)),
     ),
@@ -78,12 +85,16 @@ class Sweep:
 
     seeds: the base setting with other seeds too, base first. responses: {attribute: {value:
     experiment}}, the base among them. grid: {(lr, value of the crossed attribute): experiment}.
+    rates: {lr: its seeds}, as many over equal ratios with every optimizer, its own rate first.
+    claimed: {attribute: the seeds of the value that is claimed of}.
     """
 
     base: Experiment
     seeds: tuple[Experiment, ...]
     responses: dict[str, dict[Any, Experiment]]
     grid: dict[tuple[float, Any], Experiment]
+    rates: dict[float, list[Experiment]]
+    claimed: dict[str, list[Experiment]]
 
     @property
     def crossed(self) -> str:
@@ -98,8 +109,10 @@ class Sweep:
     @property
     def members(self) -> list[Experiment]:
         """All of them, each once, the base first."""
-        rest = [e for values in self.responses.values() for e in values.values()]
-        return list({e.id: e for e in (*self.seeds, *rest, *self.grid.values())}.values())
+        varied = [e for values in self.responses.values() for e in values.values()]
+        seeded = [e for own in (*self.rates.values(), *self.claimed.values()) for e in own]
+        every = (*self.seeds, *varied, *self.grid.values(), *seeded)
+        return list({e.id: e for e in every}.values())
 
 
 def value_of(experiment: Experiment, setting: str) -> Any:
@@ -115,32 +128,50 @@ def sweep(headline: Experiment, preset: str) -> Sweep:
 
     def axis(attribute: Attribute, count: int | None = None) -> list[Any]:
         own = value_of(base, attribute.setting)
-        others = attribute.values[: 1 if preset == "test" else count]
+        others = attribute.values[:count]
+        if preset == "test":
+            others = (attribute.claimed or attribute.values[0],)
         return sorted({own, *others})
 
-    responses = {
-        attribute.name: {
-            value: base
-            if value == value_of(base, attribute.setting)
-            else base.with_(**{attribute.setting: value}, **dict(attribute.also))
-            for value in axis(attribute)
-        }
-        for attribute in ATTRIBUTES[optimizer]
-    }
+    def changed(attribute: Attribute, value: Any) -> Experiment:
+        if value == value_of(base, attribute.setting):
+            return base
+        return base.with_(**{attribute.setting: value}, **dict(attribute.also))
+
     by_name = {attribute.name: attribute for attribute in ATTRIBUTES[optimizer]}
+    responses = {
+        name: {value: changed(attribute, value) for value in axis(attribute)}
+        for name, attribute in by_name.items()
+    }
     crossed = CROSSED[optimizer]
     grid = {
         (lr, value): base.with_(lr=lr, **{crossed: value})
         for lr in axis(by_name["lr"], 2)
         for value in axis(by_name[crossed], 2)
     }
-    return Sweep(base, tuple(headline_seeds(base, preset)), responses, grid)
+    ratios = RATIOS[:1] if preset in LEAN else RATIOS[:2] if preset == "test" else RATIOS
+    own = (float(f"{OWN_LR[optimizer] * ratio:.3g}") for ratio in ratios)
+    return Sweep(
+        base,
+        tuple(seeded(base, preset)),
+        responses,
+        grid,
+        {lr: seeded(base.with_(lr=lr), preset) for lr in own},
+        {
+            name: seeded(changed(attribute, attribute.claimed), preset, lean=True)
+            for name, attribute in by_name.items()
+            if attribute.claimed is not None
+        },
+    )
 
 
-def fixed_rates(base: Experiment) -> dict[str, Experiment]:
+def fixed_rates(base: Experiment, preset: str) -> dict[str, list[Experiment]]:
     """The base setting at the original's learning rate, and at the optimizer's usual one."""
     rates = {"lr 0.001": ORIGINAL_LR, "own default": USUAL_LR[base.optimizer.name]}
-    return {name: base.with_(lr=lr, keep="metrics") for name, lr in rates.items()}
+    return {
+        name: seeded(base.with_(lr=lr), preset, lean=lr != base.optimizer.lr)
+        for name, lr in rates.items()
+    }
 
 
 def start(experiment: Experiment) -> list[Experiment]:
@@ -149,11 +180,12 @@ def start(experiment: Experiment) -> list[Experiment]:
 
 
 def optimizer_study(question: str) -> Any:
-    """The experiments of one optimizer's notebook: source, headline, sweep."""
+    """The experiments of one optimizer's notebook: source, headline with its seeds, sweep."""
 
     def experiments(preset: str, **parameters: Any) -> list[Experiment]:
         headline = from_preset(question, preset, **parameters)
-        return [*start(headline), headline, *sweep(headline, preset).members]
+        own = seeded(headline, preset)
+        return [*start(headline), *own, *sweep(headline, preset).members]
 
     return experiments
 
@@ -163,25 +195,22 @@ def headlines(preset: str, **parameters: Any) -> dict[str, Experiment]:
     return {name: from_preset(f"lab3.{name}", preset, **parameters) for name in OPTIMIZERS}
 
 
-def seeds(preset: str) -> int:
-    """How many seeds a base setting gets."""
-    return 2 if preset == "test" else 3
+def seeded(experiment: Experiment, preset: str, lean: bool = False) -> list[Experiment]:
+    """An experiment with the seeds of a preset; only the first keeps its predictions.
 
-
-def headline_seeds(headline: Experiment, preset: str) -> list[Experiment]:
-    """A headline experiment with several seeds; the first keeps its predictions."""
-    others = range(headline.seed + 1, headline.seed + seeds(preset))
-    return [headline, *(headline.with_(seed=seed, keep="metrics") for seed in others)]
+    lean: what presets of LEAN train with one seed.
+    """
+    count = 1 if lean and preset in LEAN else 2 if preset == "test" else 3
+    others = range(experiment.seed + 1, experiment.seed + count)
+    return [experiment, *(experiment.with_(seed=seed, keep="metrics") for seed in others)]
 
 
 def comparison(preset: str, **parameters: Any) -> list[Experiment]:
     """The experiments of the comparison: every optimizer's study, and the fixed rates."""
 
-    def of(headline: Experiment) -> Iterable[Experiment]:
-        yield from start(headline)
-        yield from headline_seeds(headline, preset)
-        study = sweep(headline, preset)
-        yield from study.members
-        yield from fixed_rates(study.base).values()
+    def of(name: str, headline: Experiment) -> Iterable[Experiment]:
+        yield from optimizer_study(f"lab3.{name}")(preset, **parameters)
+        for rate in fixed_rates(sweep(headline, preset).base, preset).values():
+            yield from rate
 
-    return [e for headline in headlines(preset, **parameters).values() for e in of(headline)]
+    return [e for item in headlines(preset, **parameters).items() for e in of(*item)]
