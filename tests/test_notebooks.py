@@ -9,14 +9,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dlops.export import verdict
+from dlops.export import SENTINEL, verdict
 from dlops.series import SERIES
 from dlops.settings import PARAMETERS
 
 ROOT = Path(__file__).parent.parent / "notebooks"
 PATHS = sorted(path for path in ROOT.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-TAGS = {"parameters", "hide", "hide-input", "interactive"}
-LAST_SECTIONS = ["Parameters", "Findings", "Limitations", "References", "Provenance"]
+TAGS = {"parameters", "hide", "hide-input", "fold", "interactive"}
+SECTIONS = ["Why", "Data", "Method", "Training", "Test results", "Embeddings", "Try it yourself"]
+SECTIONS += ["Limitations", "Settings and log", "References", "Provenance"]
 
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -53,7 +54,7 @@ def test_each_parameter_is_none_until_set_and_explained(path):
     found = [cell for cell in cells(path, "code") if "parameters" in tags(cell)]
     assert len(found) == 1
     for line in found[0].source.splitlines():
-        name = re.fullmatch(r"(\w+) = None  # \S.*", line)
+        name = re.fullmatch(r"(\w+) = None  # (type: \w+  )?\S.*", line)
         assert name, f"{line!r} is not NAME = None  # what it means"
         assert name[1] in (*PARAMETERS, "preset")
 
@@ -63,7 +64,7 @@ def test_sections_come_in_the_house_order(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert [heading for heading in headings if heading in LAST_SECTIONS] == LAST_SECTIONS
+    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
 
 
 @every_notebook
@@ -92,9 +93,36 @@ def test_run_all_with_a_stock_kernel(monkeypatch):
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(notebook, timeout=300, resources=resources).execute()
     assert verdict(notebook) is None
-    figures = [o for c in cells_with_outputs(notebook) for o in c.outputs if "image/png" in data(o)]
-    assert len(figures) >= 6
-    assert all(figure.metadata["image/png"]["alt"] for figure in figures)
+    figures = re.findall(r'<figure id="fig-(\w+)" class="dlops">', text_of(notebook, "text/html"))
+    assert {"answer", "network", "loss", "curves", "classes", "confusion", "tsne"} <= set(figures)
+    assert len(set(figures)) == len(figures)
+
+
+def test_run_all_twice_in_one_kernel(monkeypatch):
+    """The second time with another value, and with what a reader may have left in the kernel."""
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("DLOPS_PRESET", "test")
+    path = ROOT / "assignment1" / "q1_1_cross_entropy.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    first, scratch, again = (
+        [*notebook.cells],
+        nbformat.v4.new_code_cell("k = 3\nlearning_rate = 0.1"),
+        [cell.copy() for cell in notebook.cells],
+    )
+    for cell in again:
+        if "parameters" in tags(cell):
+            cell.source = cell.source.replace("epochs = None", "epochs = 1")
+    notebook.cells = [*first, scratch, *again]
+    NotebookClient(notebook, timeout=300).execute()
+    assert verdict(notebook) is None
+    payloads = [
+        output.data[SENTINEL]
+        for cell in cells_with_outputs(notebook)
+        for output in cell.outputs
+        if SENTINEL in data(output)
+    ]
+    assert [payload["parameters"] for payload in payloads] == [{}, {"epochs": 1}]
 
 
 def cells_with_outputs(notebook):
@@ -103,6 +131,11 @@ def cells_with_outputs(notebook):
 
 def data(output):
     return output.get("data", {})
+
+
+def text_of(notebook, mime):
+    outputs = [output for cell in cells_with_outputs(notebook) for output in cell.outputs]
+    return "".join(data(output).get(mime, "") for output in outputs)
 
 
 def test_plain_papermill_sets_parameters(tmp_path):
@@ -115,10 +148,16 @@ def test_plain_papermill_sets_parameters(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     executed = nbformat.read(output, as_version=4)
     assert verdict(executed) is None
-    text = "".join(
-        data(o).get("text/markdown", "") for c in cells_with_outputs(executed) for o in c.outputs
-    )
-    assert "trained for 1 epoch with SGD" in text
+    assert "cross-entropy, SGD" in text_of(executed, "text/markdown")
+    payload = data(cells_with_outputs(executed)[-1].outputs[-1])[SENTINEL]
+    assert payload["parameters"] == {"optimizer": "sgd", "epochs": 1}
+
+
+def test_papermill_tells_the_parameters_types():
+    path = ROOT / "assignment1" / "q1_1_cross_entropy.ipynb"
+    command = [sys.executable, "-m", "papermill", "--help-notebook", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert re.search(r"lr: float \(default None\)\s+the \(largest\) learning rate", done.stdout)
 
 
 def test_plain_papermill_refuses_an_unknown_parameter_before_anything_trains(tmp_path):

@@ -1,6 +1,7 @@
 """Questions 1.2 and 1.3: what the series asks for, runs that collapse and runs that do not."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -112,7 +113,7 @@ def triplet(session_stores):
 
 
 def test_mined_triplets_are_the_hardest(triplet):
-    from dlops.embeddings import hardest, sampled
+    from dlops.report.q1 import hardest, sampled
 
     points, labels, positions = sampled(triplet)
     mined = hardest(triplet).set_index("anchor")
@@ -128,17 +129,22 @@ def test_mined_triplets_are_the_hardest(triplet):
     assert (mined.d_an - mined.d_ap).is_monotonic_increasing
 
 
-def test_the_order_of_pairs_is_a_probability(triplet):
-    from dlops.embeddings import order
+def test_the_order_of_pairs_is_a_probability():
+    from dlops.report.q1 import in_order
 
     rng = np.random.default_rng(0)
     same, different = rng.integers(0, 9, 40) / 4, rng.integers(2, 12, 50) / 4
+    frames = [
+        pd.DataFrame({"value": x, "kind": kind})
+        for x, kind in ((same, "same class"), (different, "different classes"))
+    ]
     grid = same[:, None] - different[None, :]
-    assert order(same, different) == pytest.approx((grid < 0).mean() + (grid == 0).mean() / 2)
+    expected = (grid < 0).mean() + (grid == 0).mean() / 2
+    assert in_order(pd.concat(frames)) == pytest.approx(expected)
 
 
 def test_embeddings_lie_on_the_sphere_before_and_after(triplet):
-    from dlops.embeddings import sampled
+    from dlops.report.q1 import sampled
 
     for name in ("embeddings_before", "embeddings"):
         points, labels, _ = sampled(triplet, name)

@@ -1,4 +1,4 @@
-"""Notebook parameters are checked, findings contradict no number, a dead kernel is a failed run."""
+"""Parameters are what their cell declares, outputs ordinary HTML, a dead kernel a failure."""
 
 import os
 import re
@@ -7,42 +7,77 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from dlops import cli, export, report
 from dlops.experiment import Experiment
+from dlops.report import live, output, page
 from dlops.series import Report
 from dlops.settings import DlopsError
 from dlops.store import Store
+
+
+def notebook(*cells, **variables):
+    """The namespace of a kernel after these cells; variables: what else it knows."""
+    namespace = {"In": ["", *cells], **variables}
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace
+
+
+CELL = "preset = 'test'\noptimizer = None  # type: str  or adam\nlr = None\nseed = None"
 
 # Parameters -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("parameter", "says"),
+    ("line", "says"),
     [
-        ({"epoch": 3}, "no parameter epoch; did you mean epochs?"),
-        ({"learning_rate": None}, "no parameter learning_rate"),
-        ({"lr": "0.1"}, "lr is '0.1', but must be a number"),
-        ({"epochs": -1}, "at least 1"),
-        ({"optimizer": "sdg"}, "one of adam, sgd"),
-        ({"preset": "tset"}, "no preset 'tset'"),
-        ({"momentum": 0.9}, "does not apply to optimizer adam"),
+        ("epoch = 3", "no parameter epoch; did you mean epochs?"),
+        ("learning_rate = None", "no parameter learning_rate"),
+        ("lr = 'fast'", "lr is 'fast', but must be a number"),
+        ("epochs = -1", "at least 1"),
+        ("optimizer = 'sdg'", "one of adam, sgd"),
+        ("preset = 'tset'", "no preset 'tset'"),
+        ("momentum = 0.9", "does not apply to optimizer adam"),
     ],
-    ids=str,
 )
-def test_a_parameter_that_is_none_is_refused(parameter, says):
+@pytest.mark.parametrize("how", ["typed", "injected"])
+def test_what_is_no_parameter_is_refused_with_a_suggestion(line, says, how):
+    cells = [f"{CELL}\n{line}"] if how == "typed" else [CELL, f"# Parameters\n{line}\n"]
     with pytest.raises(DlopsError, match=re.escape(says)):
-        report.experiment({"preset": "test", **parameter}, "q1.1")
+        report.experiment(notebook(*cells), "q1.1")
 
 
-def test_what_is_no_parameter_of_a_notebook_is_left_alone():
-    namespace = {"__name__": "x", "_": 1, "In": ["a"], "Out": {}, "answer": object(), "np": np}
-    namespace |= {"preset": "test", "optimizer": "sgd", "lr": None, "seed": 4}
+def test_only_the_parameters_cell_and_the_injected_one_count():
+    namespace = notebook(CELL, "# Parameters\noptimizer = 'sgd'\n", "k = 3\nepochs = 7", np=np)
     made = report.experiment(namespace, "q1.1")
-    assert made == Experiment.from_preset("q1.1", "test", optimizer="sgd", seed=4)
-    assert namespace["_parameters"] == {"optimizer": "sgd", "seed": 4}
+    assert made == Experiment.from_preset("q1.1", "test", optimizer="sgd")
+    assert namespace["_parameters"] == {"optimizer": "sgd"}
+
+
+def test_a_second_pass_takes_the_new_values_and_forgets_the_injected():
+    first = [CELL, "# Parameters\noptimizer = 'sgd'\n", "k = 3", "margin = 'a variable'"]
+    namespace = notebook(*first, CELL.replace("seed = None", "seed = 4"), "k = 4")
+    assert report.experiment(namespace, "q1.1").seed == 4
+    assert namespace["_parameters"] == {"seed": 4}
+
+
+def test_an_injected_preset_does_not_make_its_cell_the_parameters_cell():
+    namespace = notebook("preset = None\nlr = 0.5", "# Parameters\npreset = 'test'\n")
+    assert report.experiment(namespace, "q1.1").optimizer.lr == 0.5
+    assert report.preset_of(namespace) == "test"
+
+
+def test_cells_that_did_not_parse_are_passed_over():
+    namespace = notebook(CELL)
+    namespace["In"].append("preset = (")
+    assert report.parameters(namespace) == {}
+    with pytest.raises(DlopsError, match="parameters cell.*has not been run"):
+        report.parameters({"In": ["", "k = 3"], "k": 3})
 
 
 def test_the_preset_comes_from_the_notebook_then_from_the_environment(monkeypatch):
@@ -52,138 +87,145 @@ def test_the_preset_comes_from_the_notebook_then_from_the_environment(monkeypatc
     assert report.preset_of({"preset": "lite"}) == "lite"
 
 
-# Findings -------------------------------------------------------------------------------------
-
-NAMES = [f"class {letter}" for letter in "abcd"]
+# Words and outputs ----------------------------------------------------------------------------
 
 
-def made(val_loss, val_top1, train_loss=None, labels=(0, 1, 2, 3), predicted=None, **metrics):
-    """A result of four classes with these curves and predictions."""
-    labels = np.array(labels)
-    best = np.array(labels if predicted is None else predicted)
-    others = [[k for k in range(4) if k != first] for first in best]
-    predictions = np.column_stack([best, np.array(others)])
-    train_loss = train_loss or [1 / (i + 1) for i in range(len(val_loss))]
-    history = [
-        {"epoch": i + 1, "train_loss": t, "val_loss": v, "val_top1": top1}
-        for i, (t, v, top1) in enumerate(zip(train_loss, val_loss, val_top1))
-    ]
-    shares = [
-        float((best[labels == k] == k).mean()) if (labels == k).any() else None for k in range(4)
-    ]
-    top1 = float((best == labels).mean())
-    given = {"train_top1": 0.9, "val_top1": val_top1[-1], "test_top1": top1, "test_top5": 1.0}
-    given |= {"test_images": len(labels), "class_accuracy": shares, **metrics}
-    experiment = Experiment.from_flat({"classes": 4, "epochs": len(history)})
-    arrays = {"predictions": predictions, "labels": labels}
+def made(top5, seed=0, images=100, **settings):
+    """A stored result of four classes."""
+    labels = np.arange(images) % 4
+    history = [{"epoch": 1, "train_loss": 1.0, "val_loss": 1.0, "val_top1": 0.5, "val_top5": 1.0}]
     return Store().save(
-        experiment,
-        metrics=given,
+        Experiment.from_flat({"classes": 4, "epochs": 1, "seed": seed, **settings}),
+        metrics={"test_top5": top5, "test_top1": top5 / 2, "test_images": images},
         history=history,
-        provenance={"val_images": 400},
-        arrays=arrays,
+        provenance={"val_images": 40},
+        arrays={"predictions": np.tile(np.arange(4), (images, 1)), "labels": labels},
         weights={},
     )
 
 
-def findings(*args, **changes):
-    return " ".join(report.findings(made(*args, **changes), NAMES))
+def test_one_network_is_called_one_and_seeds_are_counted():
+    one, three = [made(0.9)], [made(share, seed) for seed, share in enumerate((0.88, 0.9, 0.92))]
+    assert "this network, 100 test images" in report.accuracy(one)
+    words = report.accuracy(three)
+    assert words.startswith("90.0 %") and "3 seeds" in words
+    mean, low, high = report.estimate(three, "test_top5")
+    assert (mean, low) == pytest.approx((0.9, 0.9 - 4.303 * 0.02 / 3**0.5), abs=1e-4)
+    assert high <= 1 or "to 100.0 %" in words
 
 
-FLAT = [0.5, 0.5, 0.5, 0.5]
+@pytest.fixture
+def shown(monkeypatch):
+    """What pages display, instead of displaying it."""
+    found = []
+
+    def note(what, **about):
+        found.append(what)
+
+    for module in (page, output, live):
+        monkeypatch.setattr(module, "display", note)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("val_loss", "val_top1", "says", "never"),
-    [
-        ([2, 1.5, 1.2, 1.0], [0.2, 0.3, 0.4, 0.5], "rose by 10.0 points", "levelled|overfit"),
-        ([4, 3, 2, 1], FLAT, "loss still fell by 50 %", "levelled|overfit|rose"),
-        ([1, 0.6, 0.8, 0.9], FLAT, "lowest after epoch 2.*began to overfit", "levelled|converged"),
-        ([1, 0.6, 0.8, 0.9], [0.2, 0.3, 0.4, 0.5], "began to overfit", "levelled|more epochs"),
-        ([2, 1, 0.99, 0.98], FLAT, "levelled off: it changed by 1.0 %", "overfit|not converged"),
-        ([2, 1], [0.1, 0.5], "say nothing about convergence", "levelled|overfit|not converged"),
-    ],
-    ids=["rising", "falling", "overfitting", "both", "flat", "two epochs"],
-)
-def test_what_is_said_of_convergence(val_loss, val_top1, says, never):
-    text = findings(val_loss, val_top1)
-    assert re.search(says, text) and not re.search(never, text)
+def line():
+    figure, (axes,) = report.panels(1, "A title")
+    axes.plot([1, 2])
+    return figure
 
 
-def test_where_training_loss_rises_too_nothing_is_overfitted():
-    text = findings([1, 0.6, 0.8, 0.9], FLAT, train_loss=[1, 0.5, 0.7, 0.8])
-    assert "lowest after epoch 2 and rose after it, as did training loss" in text
-    assert "overfit" not in text
+def test_a_figure_is_one_html_output_with_caption_alt_text_and_key(shown):
+    report.show(line, "What < it shows", 'A "line"', key="curves")
+    (text,) = [what.data for what in shown]
+    assert text.startswith('<figure id="fig-curves" class="dlops"><picture>')
+    assert "<figcaption>What &lt; it shows</figcaption>" in text
+    assert 'alt="A &quot;line&quot;"' in text and text.count("<source") == 3
+    assert re.findall(r'media="([^"]*)"', text) == [
+        "(max-width: 30em) and (prefers-color-scheme: dark)",
+        "(max-width: 30em)",
+        "(prefers-color-scheme: dark)",
+    ]
+    assert not re.search(r'srcset="[^"]*\s', text)  # a blank would end the address
 
 
-@pytest.mark.parametrize(
-    ("train", "val", "says"),
-    [
-        (0.95, 0.60, r"95\.0 % on training images and 60\.0 %.*gap of 35\.0 points"),
-        (0.62, 0.60, "differ by less than 400 validation images can tell"),
-        (0.50, 0.60, r"Validation top-1 \(60\.0 %\) lies above training top-1 \(50\.0 %\)"),
-    ],
-)
-def test_what_is_said_of_generalisation(train, val, says):
-    assert re.search(says, findings([2, 1], [0.1, val], train_top1=train))
-
-
-def test_what_is_said_of_classes():
-    """Class a is half right, b and c wholly, d is never predicted."""
-    labels = [0, 0, 1, 1, 2, 2, 3, 3]
-    text = findings([2, 1], [0.1, 0.5], labels=labels, predicted=[0, 1, 1, 1, 2, 2, 1, 1])
-    assert "Easiest: class b, class c (100.0 %); hardest: class d (0.0 %)." in text
-    assert "Never predicted: class d." in text
-    assert "class d taken for class b (2 images, 100 % of that class)" in text
-
-
-def test_nothing_is_made_up_when_every_image_is_right():
-    text = findings([2, 1], [0.1, 0.5], labels=[0, 1, 2, 2], predicted=[0, 1, 2, 2])
-    assert "All classes are equally hard: each has 100.0 %." in text
-    assert "Never predicted: class d." in text
-    assert "taken for" not in text and "Easiest" not in text
-
-
-def test_saturation_is_said_of_few_classes_only():
-    few = findings([2, 1], [0.1, 0.5], test_top5=0.995, test_top1=0.7)
-    assert "top-5 saturates (99.5 %)" in few and "(70.0 %)" in few
-    room = findings([2, 1], [0.1, 0.5], test_top5=0.9, test_top1=0.6)
-    assert "75 % have their class among the next four" in room and "saturates" not in room
-
-
-def test_an_accuracy_comes_with_its_interval():
-    result = made([2, 1], [0.1, 0.5], test_top5=0.9, test_images=100)
-    words = report.accuracy(result)
-    value, low, high = map(float, re.findall(r"\d+\.\d", words))
-    assert value == 90 and 80 < low < 90 < high < 97
-
-
-def test_limitations_come_from_the_settings():
-    digits = " ".join(report.limitations(made([2, 1], [0.1, 0.5])))
-    assert "seed 0" in digits and "handwritten digits" in digits
-    assert "Tiny ImageNet's test labels" not in digits
-
-
-def test_a_figure_without_words_is_refused():
-    from matplotlib.figure import Figure
-
+def test_a_figure_or_table_without_words_is_refused():
     for words in (("", "alt"), ("caption", " ")):
         with pytest.raises(DlopsError, match="caption and an alt text"):
             report.show(Figure(), *words)
+    with pytest.raises(DlopsError, match="needs a caption"):
+        report.table(pd.DataFrame({"a": [1]}), " ")
+
+
+def test_words_stand_left_in_a_table_and_numbers_right(shown):
+    frame = pd.DataFrame({"name": ["a<b", "5 apples"], "share": ["9.5 %", "–"], "x": [1.5, np.nan]})
+    report.table(frame, "A caption")
+    text = shown[0].data
+    assert text.startswith('<figure class="dlops table"><figcaption>A caption</figcaption><table>')
+    assert re.findall(r'<th class="(\w+)"', text) == ["text", "number", "number"]
+    assert "a&lt;b" in text and "nan" not in text
+
+
+def test_settings_leave_out_what_is_off_or_of_no_matter_here(shown):
+    report.settings(Experiment.from_preset("q1.1", "test"), "test")
+    names = re.findall(r'<tr><td class="text"[^>]*>(\w+)</td>', shown[0].data)
+    assert {"preset", "data", "optimizer", "lr", "epochs", "seed"} <= set(names)
+    assert not {"labels", "tune", "body_lr", "label_smoothing", "fold"} & set(names)
+
+
+def test_limitations_come_from_the_settings():
+    one = " ".join(report.limitations([made(0.9)]))
+    assert "One network, of seed 0" in one and "handwritten digits" in one
+    assert "Tiny ImageNet's test labels" not in one
+    two = " ".join(report.limitations([made(0.9), made(0.8, 1)]))
+    assert two.startswith("2 seeds") and "One network" not in two
+
+
+def test_progress_is_a_line_an_epoch_and_a_curve_until_the_last_run_is_there(monkeypatch, capsys):
+    class Place:
+        def update(self, what):
+            self.now = what.data
+
+    monkeypatch.setattr(live, "get_ipython", lambda: object())
+    monkeypatch.setattr(live, "display", lambda *_, **__: Place())
+    monkeypatch.setattr(live.time, "monotonic", iter(range(100)).__next__)
+    experiment = Experiment.from_preset("q1.1", "test")
+    seen = report.Live(total=2)
+    seen({"experiment": experiment, "epochs": 4})
+    seen({"epoch": 0, "step": 5, "steps": 10, "rate": 99.0})
+    (place,) = seen.places
+    assert 'value="0.062"' in place.now and "run 1 of 2" in place.now and "<img" not in place.now
+    seen({"epoch": 1, "row": {"val_loss": 1.0, "val_top5": 0.5, "seconds": 2.0}})
+    assert 'value="0.125"' in place.now and "<img" in place.now
+    assert "epoch   1/4  val_loss 1.0000  val_top5 0.5000  2.0 s" in capsys.readouterr().out
+    seen.on_result(experiment, None)
+    assert place.now
+    seen.on_result(experiment, None)
+    assert place.now == ""
 
 
 # The verdict ----------------------------------------------------------------------------------
 
 
-def test_the_mark_at_the_end_carries_what_the_index_shows(monkeypatch):
-    shown = []
-    monkeypatch.setattr(report, "display", lambda data, **_: shown.append(data))
+def test_the_mark_at_the_end_carries_what_the_index_shows(shown):
     namespace = {"preset": "test", "_parameters": {"lr": 0.1}}
-    report.finish(namespace, "q1.1", made([2, 1], [0.1, 0.5], test_top5=0.987))
+    results = [made(share, seed) for seed, share in enumerate((0.97, 0.98, 0.99))]
+    report.finish(namespace, "q1.1", results)
     payload = shown[0][export.SENTINEL]
-    assert payload["headline"][0] == ["Test top-5", "98.7 %"]
+    assert payload["headline"][0] == ["Test top-5", "98.0 %"]
     assert (payload["preset"], payload["parameters"]) == ("test", {"lr": 0.1})
-    assert payload["assignment"] == "assignment1"
+    assert payload["assignment"] == "assignment1" and payload["claims"] == []
+    assert payload["title"].startswith("Question 1.1: ResNet18 with cross-entropy, Adam, ")
+    assert payload["title"].endswith("(4 classes)")
+    (mark,) = payload["results"]
+    assert (mark["top5"], mark["classes"], mark["chance"]) == (pytest.approx(0.98), 4, 1.0)
+    assert mark["low"] < 0.98 < mark["high"] <= 1
+
+
+def test_a_title_follows_the_resolved_experiment(shown):
+    center = [made(0.9, loss="center", center_weight=0.1, optimizer="sgd", lr=0.1)]
+    report.finish({"_parameters": {}}, "q1.3", {"with": center, "without": [made(0.8)]})
+    payload = shown[0][export.SENTINEL]
+    assert "center loss, SGD" in payload["title"]
+    assert [mark["name"] for mark in payload["results"]] == ["with", "without"]
 
 
 def test_a_killed_kernel_is_a_failed_report(tmp_path, monkeypatch, capsys):

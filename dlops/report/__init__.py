@@ -6,6 +6,7 @@ output.py   figures and tables as a notebook's output
 style.py    how figures look, and what they are made with
 figures.py  the figures that pages share, on seaborn and matplotlib
 claims.py   claims written by people and judged by code
+drawings.py what is taught, drawn: the network and the losses
 q1.py       what only the notebooks of Question 1 need
 """
 # ruff: noqa: F401

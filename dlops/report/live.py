@@ -29,6 +29,7 @@ class Live:
         self.epochs, self.name = 1, ""
         self.rows: list[dict[str, Any]] = []
         self.places: list[Any] = []
+        self.curve, self.drawn = "", self.began
         if get_ipython() is not None:
             self.places = [display(HTML(""), display_id=True, metadata={"live_only": True})]
             self.places += [answer.figure] if answer else []
@@ -36,7 +37,7 @@ class Live:
     def __call__(self, event: dict[str, Any]) -> None:
         if "experiment" in event:
             trained: Experiment = event["experiment"]
-            self.name, self.epochs, self.rows = trained.title, event["epochs"], []
+            self.name, self.epochs, self.rows, self.curve = trained.title, event["epochs"], [], ""
             print(f"training {self.name} ({trained.id})")
         elif "row" in event:
             self.epochs = event.get("epochs", self.epochs)  # an auto-encoder's: of all layers
@@ -69,9 +70,9 @@ class Live:
         left = (time.monotonic() - self.began) * (1 - whole) / max(whole, 1e-9)
         words = f"{self.name}{rate}; run {self.done + 1} of {self.total}, about {left:.0f} s left"
         bar = f'<progress value="{whole:.3f}" max="1"></progress> {words}'
-        if not rate:
-            self.curve = pictures(self._draw, 5.0)[0] if len(self.rows) else ""
-        picture = f'<br><img alt="The curves so far." src="{self.curve}">' if self.rows else ""
+        if not rate and time.monotonic() - self.drawn > 1:  # drawing takes a third of a second
+            self.curve, self.drawn = pictures(self._draw, 5.0)[0], time.monotonic()
+        picture = f'<br><img alt="The curves so far." src="{self.curve}">' if self.curve else ""
         for place in self.places:
             place.update(HTML(bar + picture))
 

@@ -71,7 +71,7 @@ def pictures(figure: Drawing | Figure, width: float) -> tuple[str, str]:
         marks = [
             c for axes in drawn.axes for c in axes.collections if isinstance(c, PathCollection)
         ]
-        if sum(np.shape(collection.get_offsets())[0] for collection in marks) > 2000:
+        if sum(np.shape(collection.get_offsets())[0] for collection in marks) > 600:
             for collection in marks:
                 collection.set_rasterized(True)
         buffer = io.StringIO()
@@ -90,7 +90,22 @@ def _smaller(svg: str) -> str:
     svg = re.sub(r"translate\(([-\d.]+) ([-\d.]+)\)", _shorter_place, svg)
     svg = re.sub(r' d="([^"]*)"( transform="scale\(0.015625\)")?', _shorter_path, svg)
     svg = re.sub(r' style="[^"]*"', lambda m: " style=" + m[0][7:].replace(" ", ""), svg)
-    return re.sub(r"\s*\n\s*", "", svg).replace('"', "'")
+    svg = _without_bare_groups(re.sub(r"\s*\n\s*", "", svg))
+    return re.sub(r'<use href="#d3"[^>]*>', "", svg).replace('"', "'")  # d3 is the blank
+
+
+def _without_bare_groups(svg: str) -> str:
+    """Without the groups that have no attributes."""
+    bare: list[bool] = []
+
+    def tag(match: re.Match[str]) -> str:
+        if match[0] != "</g>":
+            bare.append(match[0] == "<g>")
+        dropped = bare[-1] if match[0] != "</g>" else bare.pop()
+        return "" if dropped else match[0]
+
+    svg = re.sub(r"<g\b[^>]*/>", "", svg)  # groups of nothing
+    return re.sub(r"</?g\b[^>]*>", tag, svg)
 
 
 def _shorter_place(match: re.Match[str]) -> str:
@@ -117,9 +132,9 @@ def _svg_uri(svg: str) -> str:
 
 def _photograph(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, facecolor=figure.get_facecolor())
+    figure.savefig(buffer, format="png", dpi=170, facecolor=figure.get_facecolor())
     smaller = io.BytesIO()
-    Image.open(buffer).convert("RGB").save(smaller, "WEBP", quality=88, method=4)
+    Image.open(buffer).convert("RGB").save(smaller, "WEBP", quality=82, method=4)
     return "data:image/webp;base64," + base64.b64encode(smaller.getvalue()).decode()
 
 

@@ -164,8 +164,10 @@ class Answer:
 
 def source(*objects: Any) -> None:
     """Display the source code of functions or classes, as it runs."""
+    names = ", ".join(item.__qualname__ for item in objects)
     for item in objects:
-        display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(item))}```"))
+        code = textwrap.dedent(inspect.getsource(item))
+        display(Markdown(f"```python\n{code}```"), metadata={"summary": f"Source: {names}"})
 
 
 QUIET = {"labels", "label_fraction", "tune", "body_lr", "val_fraction"}  # shown if they differ

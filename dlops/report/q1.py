@@ -1,141 +1,24 @@
-"""What only the notebooks of Question 1 need: drawings of network and losses, classes, triplets."""
+"""What only the notebooks of Question 1 need: samples, classes, mistakes, triplets, prototypes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
-from torch import Tensor, nn
+from scipy.stats import mannwhitneyu
+from torch import Tensor
 
 from dlops import metrics
 from dlops.data import DataSet
+from dlops.losses import batch_hard, pairwise_distance, relations
 from dlops.report import figures
 from dlops.report.output import show, table
 from dlops.report.page import interval, percent
-from dlops.report.style import INK, PALETTE, PAPER, SOFT, drawing, is_narrow, panels, width
+from dlops.report.style import PALETTE
 from dlops.store import Result
-
-# Drawings -----------------------------------------------------------------------------------------
-
-
-def _box(axes: Axes, x: float, y: float, text: str, color: str, size: tuple[float, float]) -> None:
-    """A rounded box around (x, y), with its text."""
-    wide, high = size
-    shape = "round,pad=0,rounding_size=0.06"
-    corner = (x - wide / 2, y - high / 2)
-    axes.add_patch(FancyBboxPatch(corner, wide, high, shape, fc=PAPER, ec=color, lw=1.4))
-    axes.text(x, y, text, ha="center", va="center", size=7.5, linespacing=1.35)
-
-
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], **look: Any) -> None:
-    style = {"arrowstyle": "-|>", "color": SOFT, "lw": 1.1, "shrinkA": 0, "shrinkB": 0, **look}
-    axes.annotate("", end, start, arrowprops=style)
-
-
-def _canvas(title: str, high: float) -> tuple[Figure, Axes]:
-    """A figure with one axes in inches, without ticks or frames; y grows upwards."""
-    figure, (axes,) = panels(1, title, height=high)
-    axes.set(xlim=(0, width()), ylim=(0, high), xticks=[], yticks=[])
-    axes.set_aspect("equal")
-    axes.axis("off")
-    return figure, axes
-
-
-def shapes(network: nn.Module, image: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The shape that each part of a ResNet18 makes of an image [C, H, W]."""
-    names = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc")
-    found: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str) -> Any:
-        return lambda _, __, out: found.__setitem__(name, tuple(out.shape[1:]))
-
-    hooks = [getattr(network, name).register_forward_hook(note(name)) for name in names]
-    network.eval()
-    with torch.no_grad():
-        network(torch.zeros(1, *image))
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-@drawing
-def network_drawing(network: nn.Module, image: Sequence[int]) -> Figure:
-    """ResNet18 from left to right with the names of its code and the shapes between; a block."""
-    made = shapes(network, image)
-    if isinstance(network.maxpool, nn.Identity):
-        del made["maxpool"]
-    parts = [("image", tuple(image)), *made.items()]
-    narrow = is_narrow()
-    columns = 4 if narrow else len(parts)
-    rows = math.ceil(len(parts) / columns)
-    figure, axes = _canvas("", 1.65 + 0.8 * rows)
-    step = width() / columns
-    color = PALETTE["cross-entropy"]
-    for i, (name, shape) in enumerate(parts):
-        x, y = (i % columns + 0.5) * step, 2.05 + 0.8 * (rows - 1 - i // columns)
-        text = f"{name}\n" + " × ".join(map(str, [n for n in shape if n > 1] or shape))
-        _box(axes, x, y, text, SOFT if name == "image" else color, (step * 0.84, 0.5))
-        if i % columns:
-            _arrow(axes, (x - step * 0.58, y), (x - step * 0.43, y))
-    _block(axes, width())
-    return figure
-
-
-def _block(axes: Axes, wide: float) -> None:
-    """The basic block, its sum and its shortcut, in the lower inch and a half."""
-    names = ["x", "conv1\nbn1", "relu", "conv2\nbn2", "+", "relu"]
-    step, y = wide / 7, 0.8
-    spots = [(i + 1) * step for i in range(len(names))]
-    axes.text(0.02, 1.4, "each BasicBlock of layer1 to layer4", size=8, color=SOFT, va="top")
-    for i, (x, name) in enumerate(zip(spots, names)):
-        if i in (0, 4):
-            axes.text(x, y, name, ha="center", va="center", size=11 if i == 4 else 9)
-            if i == 4:
-                axes.plot(x, y, "o", ms=16, mfc="none", mec=INK)
-        else:
-            _box(
-                axes,
-                x,
-                y,
-                name,
-                PALETTE["cross-entropy"],
-                (step * (0.86 if is_narrow() else 0.62), 0.42),
-            )
-        if i and not is_narrow():
-            before, after = (0.2 if i in (1, 5) else 0.34), (0.2 if i == 4 else 0.33)
-            _arrow(axes, (spots[i - 1] + step * before, y), (x - step * after, y))
-    curve = {"connectionstyle": f"arc3,rad={0.55 if is_narrow() else 0.32}"}
-    _arrow(axes, (spots[0] + 0.08, y - 0.12), (spots[4], y - 0.14), **curve)
-    middle = (spots[0] + spots[4]) / 2
-    axes.text(middle, y - 0.42, "shortcut", size=7.5, ha="center", va="center", color=SOFT)
-
-
-@drawing
-def softmax_drawing(logits: Sequence[float], label: int) -> Figure:
-    """Logits, the probabilities that softmax makes of them, and the gradient of the loss."""
-    z = np.asarray(logits, float)
-    p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-    gradient = p - np.eye(len(z))[label]
-    figure, grid = panels(3, "", height=1.6)
-    loss = f"−log {p[label]:.2f} = {-math.log(p[label]):.2f}"
-    headings = ("logits z", f"p = softmax(z); loss {loss}", "gradient p − [c = y]")
-    for axes, values, heading in zip(grid, (z, p, gradient), headings):
-        true, other = PALETTE["triplet"], PALETTE["cross-entropy"]
-        colors = [true if c == label else other for c in range(len(z))]
-        axes.bar(range(len(z)), values, color=colors, width=0.6)
-        axes.axhline(0, color=SOFT, lw=0.8)
-        axes.set(title=heading, xticks=range(len(z)))
-        axes.set_xticklabels([f"c = {c}" if c != label else f"y = {c}" for c in range(len(z))])
-        axes.grid(axis="x", visible=False)
-    return figure
-
 
 # What the test set shows --------------------------------------------------------------------------
 
@@ -238,3 +121,139 @@ def sampled(result: Result, name: str = "embeddings") -> tuple[Tensor, Tensor, n
 def separation(result: Result) -> float:
     """How many times as far class means lie from each other as test images from their own."""
     return result.metrics["between_class"] / max(result.metrics["within_class"], 1e-12)
+
+
+# Triplets and centers -----------------------------------------------------------------------------
+
+MININGS = {"hard": "batch hard", "semihard": "semi-hard", "annealed": "annealed"}
+MINING_COLORS = (PALETTE["triplet"], "#c2588f", "#6a3d9a", "#3a9ad0", "#a39400", "#6b7078")
+
+
+def by_mining(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The seeds of each mining by its name; where one was tried with two margins, with these."""
+    losses = {result.experiment.loss for result in results}
+    twice = {loss.mining for loss in losses if sum(loss.mining == x.mining for x in losses) > 1}
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        loss = result.experiment.loss
+        name = MININGS[loss.mining]
+        name += f", margin {loss.margin}" if loss.mining in twice else ""
+        groups.setdefault(name, []).append(result)
+    return groups
+
+
+def mining_colors(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name of `by_mining`, the same on every page for the three minings."""
+    known = list(MININGS.values())
+    order = sorted(names, key=lambda name: (known + [name]).index(name))
+    return {
+        name: MINING_COLORS[known.index(name) if name in known else i % len(MINING_COLORS)]
+        for i, name in enumerate(order)
+    }
+
+
+def hardest(result: Result) -> pd.DataFrame:
+    """A row for each sampled test image that has a triplet: anchor, positive, negative (positions
+    in the test set), d_ap, d_an, label; the most violated first."""
+    points, labels, positions = sampled(result)
+    distance = pairwise_distance(points)
+    positive, negative = relations(labels)
+    d_ap, d_an = batch_hard(distance, labels)
+    frame = pd.DataFrame(
+        {
+            "anchor": positions,
+            "positive": positions[distance.masked_fill(~positive, -torch.inf).argmax(dim=1)],
+            "negative": positions[distance.masked_fill(~negative, torch.inf).argmin(dim=1)],
+            "d_ap": d_ap.numpy(),
+            "d_an": d_an.numpy(),
+            "label": labels.numpy(),
+        }
+    )
+    frame = frame[(positive.any(dim=1) & negative.any(dim=1)).numpy()]
+    order = np.argsort((frame.d_an - frame.d_ap).to_numpy(), kind="stable")
+    return frame.iloc[order].reset_index(drop=True)
+
+
+def triplets(result: Result, data: DataSet, label: int | None = None, n: int = 8) -> None:
+    """The n most violated triplets of the sampled test images: of one class, or one a class."""
+    mined = hardest(result)
+    chosen = mined.groupby("label", sort=False).head(1) if label is None else mined
+    chosen = (chosen if label is None else chosen[chosen.label == label]).head(n)
+    wrong = int((mined.d_ap > mined.d_an).sum())
+    title = (
+        f"For {wrong:,} of {len(mined):,} images some other class is nearer than the own farthest"
+    )
+    if label is not None:
+        title = f"The hardest triplets of {data.class_names[label]}"
+    roles = ("anchor", "positive", "negative")
+    pictures = [data.test.take(torch.tensor(chosen[role].to_numpy())).numpy() for role in roles]
+    names = [data.class_names[i] for i in chosen.label]
+    others = [data.class_names[i] for i in result.labels[chosen.negative]]
+    captions = [
+        *names,
+        *(f"d = {d:.2f}" for d in chosen.d_ap),
+        *(f"{name}\nd = {d:.2f}" for name, d in zip(others, chosen.d_an)),
+    ]
+    show(
+        figures.images(
+            np.concatenate(pictures),
+            captions,
+            title=title,
+            columns=len(chosen),
+            row_names=["anchor", "hardest positive", "hardest negative"],
+        ),
+        "Triplets mined from the sampled test images, one a column: the anchor, the farthest image"
+        " of its class and the nearest of any other, with their distances to the anchor.",
+        f"Three rows of images. {title}. The anchors show {', '.join(names)}.",
+        key="triplets" if label is None else "",
+    )
+
+
+def pairs(result: Result, name: str = "embeddings") -> pd.DataFrame:
+    """The distances of all pairs of sampled test images: value, and kind (same class, or not)."""
+    points, labels, _ = sampled(result, name)
+    distance = pairwise_distance(points)
+    frames = [
+        pd.DataFrame({"value": distance[mask.triu()].numpy(), "kind": kind})
+        for mask, kind in zip(relations(labels), ("same class", "different classes"))
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def in_order(frame: pd.DataFrame) -> float:
+    """How often a pair of one class is nearer than one of two classes, ties counted half: the
+    Mann-Whitney statistic of `pairs`, as a share."""
+    same = frame.value[frame.kind == "same class"]
+    different = frame.value[frame.kind != "same class"]
+    return float(mannwhitneyu(different, same).statistic / (len(same) * len(different)))
+
+
+def prototypes(result: Result, data: DataSet, label: int | None = None, n: int = 10) -> None:
+    """The sampled test images nearest to and farthest from the mean of their class."""
+    points, labels, positions = sampled(result)
+    means = torch.stack([points[labels == c].mean(dim=0) for c in labels])
+    distance = (points - means).norm(dim=1).numpy()
+    ranked = pd.DataFrame({"at": positions, "label": labels.numpy(), "d": distance})
+    ranked = ranked.sort_values("d", kind="stable")
+    if label is None:
+        groups = ranked.groupby("label").filter(lambda group: len(group) > 1).groupby("label")
+        near, far = groups.head(1).sort_values("label")[:n], groups.tail(1).sort_values("label")[:n]
+    else:
+        ranked = ranked[ranked.label == label]
+        near, far = ranked[:n], ranked[::-1][: len(ranked[:n])]
+    times = far.d.mean() / max(near.d.mean(), 1e-12)
+    title = f"The farthest lie {times:.1f} times as far from their class mean as the nearest"
+    shown = pd.concat([near, far])
+    captions = [f"{data.class_names[c]}\nd = {d:.2g}" for c, d in zip(shown.label, shown.d)]
+    show(
+        figures.images(
+            data.test.take(torch.tensor(shown["at"].to_numpy())).numpy(),
+            captions,
+            title=title,
+            columns=len(near),
+            row_names=["nearest", "farthest"],
+        ),
+        "Test images nearest to and farthest from their class mean, with their distance to it.",
+        f"Two rows of images. {title}.",
+        key="prototypes" if label is None else "",
+    )

@@ -182,6 +182,7 @@ def direct_labels(axes: Axes) -> None:
                 break
     if legend := axes.get_legend():
         legend.remove()
+    axes.get_ylim()  # brings stale limits up to date
     place = axes.transLimits.transform  # data to shares of the axes, linear or logarithmic
     at = [place(axes.transScale.transform((1, y)))[1] for y, *_ in ends]
     gap, below = 13 / (axes.bbox.height / axes.figure.dpi * 72 + 1e-9), -math.inf
