@@ -97,6 +97,16 @@ def test_between_needs_both_ends_and_is_refuted_beyond_either():
     assert verdict(q, between=(high + 4e-3, 1)) == "refuted"
 
 
+def test_ratios_have_a_geometric_mean_whatever_the_number_of_seeds():
+    for each in ([0.5], [0.5, 0.5], [0.25, 1.0], [0.125, 0.5, 2.0]):
+        q = values(each, "times")
+        assert q.estimate == pytest.approx(0.5)
+        assert q.measured == "0.50 times"
+    assert verdict(values([1.19, 1.20, 1.21], "times"), above=1.1) == "supported"
+    assert verdict(values([1.19, 1.20, 1.21], "times"), above=1.3) == "refuted"
+    assert verdict(values([0.5, 0.0], "times"), above=0.1) == "not measured"
+
+
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("images", [10, 1000])
 def test_at_the_threshold_support_is_false_in_five_percent(n, images):
