@@ -26,13 +26,7 @@ from dlops.evaluate import KEPT, compact, sample
 from dlops.experiment import KEEP, Experiment
 from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store
-from dlops.train import (
-    Outcome,
-    Progress,
-    Training,
-    finish,
-    train_classifier,
-)
+from dlops.train import Outcome, Progress, Training, finish, train_classifier
 
 
 def _quiet(event: dict[str, Any]) -> None:
@@ -190,7 +184,7 @@ def run_all(
     progress: Progress = _quiet,
     **options: Any,
 ) -> list[Result]:
-    """The results of all experiments, each trained once, parents first.
+    """The results of all experiments, each trained once, the parents of missing ones first.
 
     executor: any concurrent.futures.Executor (processes, Dask's Client.get_executor(), ...);
     without one they run here, one after another. A failure does not stop the others; the first is
@@ -201,7 +195,9 @@ def run_all(
     for experiment in wanted:  # of two that differ in what they keep, the one that keeps more
         if KEEP.index(experiment.keep) > KEEP.index(unique[experiment.id].keep):
             unique[experiment.id] = experiment
-    parents = {e.parent.id: e.parent.with_(keep="weights") for e in wanted if e.parent}
+    there = options.get("store") or Store()
+    missing = wanted if options.get("force") else [e for e in wanted if not there.find(e)]
+    parents = {e.parent.id: e.parent.with_(keep="weights") for e in missing if e.parent}
     results: dict[str, Result] = {}
     errors: list[Exception] = []
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from dlops.experiment import DlopsError
 from dlops.report.claims import (
     Claims,
     Quantity,
@@ -20,6 +19,7 @@ from dlops.report.claims import (
     spread,
     values,
 )
+from dlops.settings import DlopsError
 
 
 @dataclass
@@ -95,6 +95,16 @@ def test_between_needs_both_ends_and_is_refuted_beyond_either():
     assert verdict(q, between=(0.070, 0.080)) == verdict(q, between=(0.02, 0.03)) == "refuted"
     assert verdict(q, between=(high + 1e-4, 1)) == "undecided"  # two tails, so twice the p
     assert verdict(q, between=(high + 4e-3, 1)) == "refuted"
+
+
+def test_ratios_have_a_geometric_mean_whatever_the_number_of_seeds():
+    for each in ([0.5], [0.5, 0.5], [0.25, 1.0], [0.125, 0.5, 2.0]):
+        q = values(each, "times")
+        assert q.estimate == pytest.approx(0.5)
+        assert q.measured == "0.50 times"
+    assert verdict(values([1.19, 1.20, 1.21], "times"), above=1.1) == "supported"
+    assert verdict(values([1.19, 1.20, 1.21], "times"), above=1.3) == "refuted"
+    assert verdict(values([0.5, 0.0], "times"), above=0.1) == "not measured"
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

@@ -6,18 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 from dlops import data as data_module
-from dlops import layerwise, run, stacks
+from dlops import layerwise, run
 from dlops.autoencoder import StackedClassifier
 from dlops.checkpoint import Checkpoint
 from dlops.data import Split, load
 from dlops.experiment import Experiment
-from dlops.metrics import student_interval
 from dlops.series import select
-from dlops.series.questions import LABELS, ablation, pretrained, stack
+from dlops.series.questions import LABELS, STARTS, ablation, pretrained, sources, stack
 from dlops.settings import DlopsError
 
 CPU = torch.device("cpu")
@@ -264,8 +262,18 @@ def test_the_ablation_compares_like_with_like():
         assert whole.parent == least.parent and whole.parent.seed == seed
         assert whole.parent.data.label_fraction == 1
         assert plan["original", 1.0, seed].parent == plan["end-to-end", 1.0, seed].parent
-    sources = pretrained("quick", sizes="even", seed=4)[-2:]
-    assert [e.model.pretraining for e in sources] == ["layerwise", "end-to-end"]
+
+
+def test_the_auto_encoders_of_every_seed_are_asked_for():
+    plan = ablation("quick", sizes="even", seed=4)
+    found = sources(plan)
+    assert list(found) == [(start, seed) for seed in (4, 5, 6) for start in STARTS[1:]]
+    for (start, seed), source in found.items():
+        assert (source.model.pretraining, source.seed) == (start, seed)
+        assert source == plan[start, 1.0, seed].parent
+        assert source.keep == ("arrays" if seed == 4 else "metrics")
+    asked = pretrained("quick", sizes="even", seed=4)
+    assert asked == [*plan.values(), *found.values()] and asked[0].keep == "arrays"
 
 
 def test_settings_of_the_pretraining_reach_the_auto_encoder_alone():
@@ -282,50 +290,3 @@ def test_settings_of_the_pretraining_reach_the_auto_encoder_alone():
 def test_the_ablation_refuses_what_it_varies():
     with pytest.raises(DlopsError, match="label_fraction itself"):
         ablation("quick", label_fraction=0.5)
-
-
-# What is said of it
-
-
-def invented(gains, seeds=3):
-    """Runs whose accuracy differs from the random start's by gains[start]."""
-    runs = {}
-    for start, gain in {"none": 0.0, **gains}.items():
-        for share in LABELS:
-            for seed in range(seeds):
-                top1 = 0.5 + gain + 0.01 * seed + 0.002 * (seed == 1) * (start != "none")
-                runs[start, share, seed] = SimpleNamespace(
-                    metrics={"test_top1": top1}, provenance={"train_images": 1000}
-                )
-    return runs
-
-
-def test_the_words_follow_the_numbers():
-    for gain, words in ((0.05, "gains 5.1 points"), (-0.05, "loses 4.9 points")):
-        said = stacks.comparison(invented({"layerwise": gain}), "layerwise", "none")
-        assert len(said) == len(LABELS) and all(words in sentence for sentence in said)
-    (said, *_) = stacks.comparison(invented({"layerwise": 0.0}), "layerwise", "none")
-    assert "no certain difference" in said and "10 % of the labels (100)" in said
-    (said, *_) = stacks.comparison(invented({"layerwise": 0.05}, seeds=1), "layerwise", "none")
-    assert "one seed cannot tell" in said
-
-
-def test_the_verdict_tells_what_is_sure_from_what_is_not():
-    runs = invented({"layerwise": 0.0, "end-to-end": -0.1})
-    said = stacks.verdict(runs, "layerwise", "none")
-    assert "makes no certain difference with 10 %, 30 % and 100 % of the labels" in said
-    for seed in range(3):
-        runs["layerwise", 0.1, seed].metrics["test_top1"] += 0.05
-    said = stacks.verdict(runs, "layerwise", "none")
-    assert "gains 5.1 points of top-1 with 10 % of the labels and makes no certain" in said
-    assert stacks.verdict(runs, "layerwise", "end-to-end").count(" gains ") == 3
-    assert stacks.verdict(runs, "end-to-end", "none").count(" loses ") == 3
-
-
-def test_students_interval_against_scipy():
-    values = [0.3, 0.1, 0.25, -0.05]
-    mean, low, high = student_interval(values)
-    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert mean == pytest.approx(0.15)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
-    assert math.isnan(student_interval([0.3])[1])

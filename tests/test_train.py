@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -378,6 +379,18 @@ def test_run_all_trains_each_once_parents_first():
         e.id for e in (child, stack(), child, parent, stack())
     ]
     assert watching.started == told == [parent.id, child.id, stack().id]
+
+
+def test_run_all_needs_no_parent_of_what_is_there(monkeypatch):
+    """A published result is read without the weights that it once started from."""
+    parent = stack(lr=0.02)
+    child = stack(epochs=2).with_(weights="run", parent=parent)
+    run_all([child])
+    shutil.rmtree(Store().folder(parent))
+    monkeypatch.setenv("DLOPS_TRAIN", "never")
+    assert [result.id for result in run_all([child])] == [child.id]
+    with pytest.raises(DlopsError, match=f"{parent.id} .* is missing"):
+        run_all([child, child.with_(seed=1)])
 
 
 def test_run_all_takes_an_executor():

@@ -8,6 +8,7 @@ figures.py  the figures that pages share, on seaborn and matplotlib
 claims.py   claims written by people and judged by code
 drawings.py what is taught, drawn: the network and the losses
 q1.py       what only the notebooks of Question 1 need
+q2.py       what only the notebook of Question 2 needs
 """
 # ruff: noqa: F401
 

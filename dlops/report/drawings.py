@@ -181,3 +181,39 @@ def center() -> Figure:
     axes.set(xlim=(0, 8.4), ylim=(-1.3, 1.45))
     axes.axis("off")
     return figure
+
+
+@drawing
+def greedy(inputs: int, sizes: Sequence[int], classes: int) -> Figure:
+    """The stacked classifier with the names of its code, and one step of its pretraining."""
+    parts = [("pixels", inputs), *((f"encoder[{k}]", n) for k, n in enumerate(sizes))]
+    parts.append(("head", classes))
+    columns = math.ceil(len(parts) / (2 if is_narrow() else 1))
+    rows = math.ceil(len(parts) / columns)
+    figure, axes = _canvas("", 1.85 + 0.75 * rows)
+    step, color = width() / columns, PALETTE["layerwise"]
+    for i, (name, units) in enumerate(parts):
+        x, y = (i % columns + 0.5) * step, 2.2 + 0.75 * (rows - 1 - i // columns)
+        edge = color if name.startswith("encoder") else SOFT
+        _box(axes, x, y, f"{name}\n{units:,}", edge, (step * 0.8, 0.5))
+        if i % columns:
+            _arrow(axes, (x - step * 0.6, y), (x - step * 0.42, y))
+    axes.text(0.02, 1.72, "one greedy step, for layer k", size=8, color=SOFT, va="top")
+    names = ["layers\n0 … k−1", "encoder[k]", "codes", "decoders[k]", "restored"]
+    step, y = width() / len(names), 1.05
+    for i, name in enumerate(names):
+        x = (i + 0.5) * step
+        edge = color if name in ("encoder[k]", "decoders[k]") else SOFT
+        if name in ("codes", "restored"):
+            axes.text(x, y, name, ha="center", va="center", size=8)
+        else:
+            _box(axes, x, y, name, edge, (step * 0.76, 0.44))
+        if i:
+            _arrow(axes, (x - step * 0.61, y), (x - step * 0.4, y))
+    axes.text(0.5 * step, y - 0.34, "fixed", size=7.5, ha="center", va="center", color=SOFT)
+    from_, to = 1.0 * step, 4.5 * step
+    look = {"color": SOFT, "lw": 1.1}
+    axes.plot([from_, from_, to, to], [y - 0.06, 0.3, 0.3, y - 0.14], ls="--", **look)
+    words = "mse_loss: what comes back against what came in"
+    axes.text((from_ + to) / 2, 0.14, words, size=7.5, ha="center", va="center", color=SOFT)
+    return figure

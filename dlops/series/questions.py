@@ -129,9 +129,18 @@ def ablation(preset: str, **parameters: Any) -> dict[tuple[str, float, int], Exp
     return found
 
 
+def sources(plan: dict[tuple[str, float, int], Experiment]) -> dict[tuple[str, int], Experiment]:
+    """The auto-encoders that the ablation's classifiers start from, by start and seed; those of its
+    first seed keep their pictures."""
+    first = next(iter(plan))[2]
+    return {
+        (start, seed): member.parent.with_(keep="arrays" if seed == first else "metrics")
+        for (start, share, seed), member in plan.items()
+        if member.parent and start in STARTS and share == 1
+    }
+
+
 def pretrained(preset: str, **parameters: Any) -> list[Experiment]:
-    """What Question 2 asks for: its classifiers, and the auto-encoders that its figures show."""
-    found = ablation(preset, **parameters)
-    seed = next(iter(found))[2]
-    sources = [found[start, 1.0, seed].parent for start in STARTS[1:]]
-    return [*found.values(), *(source for source in sources if source)]
+    """What Question 2 asks for: its classifiers, and the auto-encoders that they start from."""
+    plan = ablation(preset, **parameters)
+    return [*plan.values(), *sources(plan).values()]
