@@ -18,7 +18,7 @@ from dlops.report.page import data_title, percent
 from dlops.report.page import limitations as usual_limitations
 from dlops.report.style import PALETTE, SOFT, direct_labels, drawing, panels, percent_axis
 from dlops.series import PUBLISHED
-from dlops.series.questions import STARTS
+from dlops.series.questions import LABELS, STARTS
 from dlops.settings import DATASETS
 from dlops.store import Result
 
@@ -65,7 +65,7 @@ def frame(runs: Runs) -> pd.DataFrame:
     ]
     found = pd.DataFrame(rows, columns=["start", "labels", "seed", "test_top1"])
     anew = found[found.start == "none"].set_index(["labels", "seed"]).test_top1
-    found["gain"] = found.test_top1 - anew.loc[zip(found.labels, found.seed)].to_numpy()
+    found["gain"] = found.test_top1 - anew.loc[list(zip(found.labels, found.seed))].to_numpy()
     return found.sort_values(["labels", "seed"], ignore_index=True)
 
 
@@ -80,10 +80,11 @@ def ablation(runs: pd.DataFrame, *, chance: float, title: str) -> Figure:
         left.plot(rows.labels, rows.test_top1, "o", color=color, **dots)
         mean = rows.groupby("labels").test_top1.mean()
         left.plot(mean.index, mean, color=color, label=NAMES[start])
-        for share, gains in rows.groupby("labels").gain:
+        for share in LABELS:
+            gains = rows.gain[rows.labels == share]
             if start == "none":
                 continue
-            x = float(share) * (0.94, 1.06)[i - 1]
+            x = share * (0.94, 1.06)[i - 1]
             right.plot([x] * len(gains), gains, "o", color=color, **dots)
             right.plot(x, gains.mean(), "D", color=color, ms=5)
             right.vlines(x, *metrics.student_interval(gains)[1:], color=color, lw=2)
