@@ -38,7 +38,8 @@ from dlops.ordinary import BATCH, Ordinary, ordinary_input, write_images
 from dlops.runs import run
 from dlops.series.presets import from_preset
 from dlops.settings import DATASETS, Data, DlopsError
-from dlops.store import Store, reports_root, write_json
+from dlops.store import Store, reports_root
+from dlops.store.disk import write_json
 from dlops.train import Training, train_epoch
 
 SHARES = {"q1.1": (0.4, 0.6, 1.0), "q1.2": (0.4, 1.0)}  # of the ordinary script's time

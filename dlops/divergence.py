@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dlops.experiment import Experiment
-from dlops.result import finite
 from dlops.settings import DlopsError
+from dlops.store.result import finite
 
 WILD = 1000  # times its first value: a loss that has left for good
 SMALL = 0.1  # a first value that is smaller (no triplet is active, say) counts as this

@@ -20,13 +20,13 @@ from dlops.autoencoder import (
     reconstruct,
 )
 from dlops.build import Network
-from dlops.checkpoint import Checkpoint, fitting
 from dlops.data import DataSet
 from dlops.divergence import Diverged, suspects, wild
 from dlops.experiment import Experiment
 from dlops.metrics import tsne
-from dlops.result import finite
 from dlops.settings import DlopsError, Optimizer, Schedule
+from dlops.store.checkpoint import Checkpoint, fitting
+from dlops.store.result import finite
 from dlops.train import Outcome
 
 HEADLINE = 3  # X[3], zero-based: the layer that the question asks about

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from dlops import layerwise, machine
-from dlops.checkpoint import Checkpoint, Misfit
 from dlops.data import DataSet, load
 from dlops.data.weights import source_weights
 from dlops.divergence import Diverged, check_finite
@@ -26,6 +25,7 @@ from dlops.evaluate import KEPT, compact, sample
 from dlops.experiment import KEEP, Experiment
 from dlops.settings import DATASETS, DlopsError
 from dlops.store import Result, Store
+from dlops.store.checkpoint import Checkpoint, Misfit
 from dlops.train import Outcome, Progress, Training, finish, train_classifier
 
 

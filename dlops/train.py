@@ -17,13 +17,13 @@ from torch import Tensor
 from dlops import machine
 from dlops.accelerate import accelerate
 from dlops.build import Network, Objective, Probe, make_optimizer, norm
-from dlops.checkpoint import Checkpoint, fitting
 from dlops.data import Batches, DataSet, Split, class_batches
 from dlops.data.weights import matching
 from dlops.divergence import WILD, Diverged, suspects, wild
 from dlops.evaluate import BATCH, Evaluation, test_results, top
 from dlops.experiment import Experiment
-from dlops.result import finite
+from dlops.store.checkpoint import Checkpoint, fitting
+from dlops.store.result import finite
 
 Progress = Callable[[dict[str, Any]], None]
 

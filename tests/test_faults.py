@@ -25,12 +25,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from dlops import Experiment, run
 from dlops import train as training
 from dlops.build import Network
-from dlops.checkpoint import Checkpoint
 from dlops.divergence import suspects, wild
 from dlops.evaluate import compact
 from dlops.experiment import RECIPE
 from dlops.settings import DlopsError
 from dlops.store import Store, publish, reports_root
+from dlops.store.checkpoint import Checkpoint
 
 EXPERIMENT = Experiment.from_preset("q1.1", "test")
 OTHER = EXPERIMENT.with_(seed=1)
@@ -335,7 +335,9 @@ def test_a_list_of_runs_sees_damage_that_is_cheap_to_see(damage):
 
 def test_a_list_of_runs_reads_no_arrays(monkeypatch):
     save(1)
-    monkeypatch.setattr("dlops.result.Result.content", lambda *_: pytest.fail("arrays were read"))
+    monkeypatch.setattr(
+        "dlops.store.result.Result.content", lambda *_: pytest.fail("arrays were read")
+    )
     assert Store().status(EXPERIMENT) == "complete"
 
 
@@ -660,7 +662,7 @@ def test_a_forced_run_does_not_take_the_checkpoint_of_the_run_before(monkeypatch
     """A process killed after its result was there and before its checkpoint went."""
     monkeypatch.setenv("DLOPS_CHECKPOINT_SECONDS", "0")
     with monkeypatch.context() as patch:
-        patch.setattr("dlops.store.remove", lambda folder: None)
+        patch.setattr("dlops.store.results.remove", lambda folder: None)
         run(STACK)
     assert (Store().workplace(STACK) / "checkpoint.pt").exists()
     with monkeypatch.context() as patch:

@@ -11,12 +11,12 @@ import torch
 from dlops import data as data_module
 from dlops import layerwise, run
 from dlops.autoencoder import StackedClassifier
-from dlops.checkpoint import Checkpoint
 from dlops.data import Split, load
 from dlops.experiment import Experiment
 from dlops.series import select
 from dlops.series.questions import LABELS, STARTS, ablation, pretrained, sources, stack
 from dlops.settings import DlopsError
+from dlops.store.checkpoint import Checkpoint
 
 CPU = torch.device("cpu")
 SMALL = {"sizes": (48, 40, 24, 16), "per_class": 20, "test_per_class": 10}

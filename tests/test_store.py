@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from dlops.disk import write_json
 from dlops.experiment import Experiment
 from dlops.settings import DlopsError
 from dlops.store import Store, publish, reports_root
+from dlops.store.disk import write_json
 
 EXPERIMENT = Experiment.from_preset("q1.1", "test")
 ARRAYS = {

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlops.disk import Damaged, digest, json_digest, remove, written
 from dlops.experiment import Experiment
 from dlops.settings import DlopsError
+from dlops.store.disk import Damaged, digest, json_digest, remove, written
 
 if TYPE_CHECKING:
     import numpy as np

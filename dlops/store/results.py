@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from dlops.disk import Damaged, exchange, remove, set_aside, write_json
 from dlops.experiment import KEEP, Experiment
-from dlops.result import FILES, Result, write
 from dlops.settings import DlopsError
+from dlops.store.disk import Damaged, exchange, remove, set_aside, write_json
+from dlops.store.result import FILES, Result, write
 
 if TYPE_CHECKING:
     import numpy as np
 
-HERE = Path(__file__).resolve().parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def project_root() -> Path:
     """The checkout that this module lies in, else the working directory."""
-    return HERE.parent if (HERE.parent / "pyproject.toml").exists() else Path.cwd()
+    return CHECKOUT if (CHECKOUT / "pyproject.toml").exists() else Path.cwd()
 
 
 def reports_root() -> Path:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from dlops.disk import digest, replaced, set_aside
 from dlops.settings import DlopsError
+from dlops.store.disk import digest, replaced, set_aside
 
 
 class Misfit(Exception):
