@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlops.autoencoder import (
     StackedClassifier,
@@ -20,7 +20,7 @@ from dlops.autoencoder import (
     reconstruct,
 )
 from dlops.build import Network
-from dlops.data import DataSet
+from dlops.data import DataSet, Split
 from dlops.divergence import Diverged, suspects, wild
 from dlops.experiment import Experiment
 from dlops.metrics import tsne
@@ -107,26 +107,42 @@ def train(
         pretrain_layerwise(body, images, start_layer=start_layer, start=start, **settings)
     else:
         pretrain_end_to_end(body, images, **settings, **start)
+    return outcome(body, decoders, (images, val, data.test), history, layerwise)
 
+
+def outcome(
+    body: StackedClassifier,
+    decoders: nn.ModuleList,
+    images: tuple[Tensor, Tensor, Split],
+    history: list[dict[str, Any]],
+    layerwise: bool,
+) -> Outcome:
+    """Reconstruction errors, dead units, pictures and filters of what was pretrained.
+
+    images: training [N, C, H, W] and validation, uint8, and the test split.
+    """
+    train_images, val, test = images
     depths = range(1, len(body.encoder) + 1) if layerwise else [len(body.encoder)]
+    last = history[-1]["epoch"]
     truth = val.float() / 255
-    mean_image = images[:5000].float().mean(0) / 255
+    mean_image = train_images[:5000].float().mean(0) / 255
     metrics = {
-        "train_loss": [r["train_loss"] for r in history if r["epoch"] == schedule.epochs],
-        "val_loss": [r["val_loss"] for r in history if r["epoch"] == schedule.epochs],
+        "train_loss": [r["train_loss"] for r in history if r["epoch"] == last],
+        "val_loss": [r["val_loss"] for r in history if r["epoch"] == last],
         "depths": list(depths),
         "val_error": [error(reconstruct(body, decoders, val, k), truth) for k in depths],
         "mean_image_error": error(mean_image, truth),
         "dead_units": dead_units(body, val),
-        "pretraining_images": len(images),
+        "pretraining_images": len(train_images),
         "parameters": sum(
             p.numel() for part in (body.encoder, decoders) for p in part.parameters()
         ),
     }
-    chosen = torch.from_numpy(first_of_each_class(data.test.labels.numpy(), 1)[:PICTURES])
-    pictures = data.test.take(chosen)
-    back = [reconstruct(body, decoders, pictures.to(device), k) for k in depths]
-    weight = body.encoder[0].weight.detach()
+    chosen = torch.from_numpy(first_of_each_class(test.labels.numpy(), 1)[:PICTURES])
+    pictures = test.take(chosen)
+    back = [reconstruct(body, decoders, pictures.to(val.device), k) for k in depths]
+    first: Any = body.encoder[0]
+    weight = first.weight.detach()
     strongest = weight.norm(dim=1).argsort(descending=True, stable=True)[:FILTERS]
     arrays = {
         "pictures": pictures.numpy(),
