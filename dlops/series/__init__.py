@@ -160,12 +160,13 @@ def _lab3() -> Iterator[Report]:
             yield replace(own, default=data == "stl10", presets=("original",))
 
 
-# Its figures are stored by `python -m dlops.bench`; it asks for no experiment.
+# Only by its name: its figures are stored by `python -m dlops.bench`, which takes long.
 SPEED = Report(
     "speed",
     "speed/speed.ipynb",
     "Time to accuracy, beside an ordinary script",
     lambda preset, **_: [],
+    default=False,
     presets=("lite", "full"),
 )
 SERIES: tuple[Report, ...] = (*_question1(), *_question2(), *_lab3(), SPEED)
@@ -209,9 +210,11 @@ def select(
             asked = not wanted or report.question in wanted or report.assignment in wanted
             if not asked or preset not in report.presets or report.parity not in parities:
                 continue
+            if report is SPEED and "speed" not in (wanted or ()):
+                continue
             own = changes.get(report.varies, report.variant)
             if roll_number is None:
-                if report.default or report.varies in changes:
+                if report.default or report is SPEED or report.varies in changes:
                     yield report.changed(changes)
             elif own != report.variant:
                 raise DlopsError(
