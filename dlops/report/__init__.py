@@ -8,6 +8,7 @@ figures.py  the figures that pages share, on seaborn and matplotlib
 claims.py   claims written by people and judged by code
 drawings.py what is taught, drawn: the network and the losses
 q1.py       what only the notebooks of Question 1 need
+q1_comparison.py what only the comparison of its losses needs
 """
 # ruff: noqa: F401
 

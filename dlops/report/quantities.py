@@ -162,12 +162,19 @@ def spread(groups: Mapping[str, Runs], metric: str, unit: str | None = None) -> 
 
 @_or_reason
 def values(by_seed: Mapping[int, float] | ArrayLike, unit: str = "", signed=False) -> Quantity:
-    """Any number of a method, one a seed: {seed: number}, or the numbers alone."""
+    """Any number of a method, one a seed: {seed: number}, or the numbers alone.
+
+    Ratios (unit "times") are above zero; they are averaged and tested as logarithms.
+    """
     each = np.asarray(list(by_seed.values()) if isinstance(by_seed, Mapping) else by_seed, float)
     if not len(each) or not np.isfinite(each).all():
         raise _NotMeasured("not every seed has a number" if len(each) else "there is no seed")
     if len(each) == 1:
         return Quantity(float(each[0]), "1 seed", unit, signed)
+    if unit == "times":
+        if (each <= 0).any():
+            raise _NotMeasured("a ratio is not above zero")
+        each = np.log(each)
     return _over_seeds(each, f"{len(each)} seeds", unit, signed)
 
 
