@@ -76,6 +76,14 @@ def test_a_difference_is_student_s_over_pairs_of_seeds():
     assert found.n == "5 seeds"
 
 
+def test_ratios_are_averaged_as_logarithms():
+    found = values([1.1, 1.3, 1.2], "times")
+    assert found.estimate == pytest.approx((1.1 * 1.3 * 1.2) ** (1 / 3))
+    low, high = found.interval
+    assert found.test(low)[0] == pytest.approx(0.05) == pytest.approx(found.test(high)[1])
+    assert values([1.1, 0.0], "times").reason
+
+
 @pytest.mark.parametrize("by_seed", [FIVE, THREE])
 def test_both_sides_of_a_threshold_agree_with_the_interval(by_seed):
     q = values(by_seed)

@@ -9,6 +9,7 @@ claims.py   claims written by people and judged by code
 drawings.py what is taught, drawn: the network and the losses
 q1.py       what only the notebooks of Question 1 need
 q2.py       what only the notebook of Question 2 needs
+q1_comparison.py   what only the comparison of its losses needs
 """
 # ruff: noqa: F401
 
