@@ -68,6 +68,14 @@ def test_every_import_is_declared(folder):
     assert undeclared == set()
 
 
+def test_every_declared_package_is_used():
+    used = {"jupyterlab"}  # which `make lab` starts
+    installed = packages_distributions()
+    for name in imported(ROOT / "dlops") | imported(ROOT / "notebooks"):
+        used |= {distribution(d) for d in installed.get(name, [])}
+    assert RUNTIME - used == set()
+
+
 def imported(folder: Path) -> set[str]:
     """Top-level names that the modules and notebooks of a folder import absolutely."""
     texts = [path.read_text() for path in folder.rglob("*.py")]

@@ -70,7 +70,8 @@ def maps(
     for axes, (name, result) in zip(grid, results.items()):
         points, labels = result.arrays["tsne"], result.labels[result.arrays["sample"]]
         shown = np.isin(labels, marked)
-        axes.scatter(*points[~shown].T, s=2, color=FAINT, lw=0)
+        x, y = points[~shown].T
+        axes.scatter(x, y, s=2, color=FAINT, lw=0)
         figures.class_points(axes, points[shown], labels[shown], names)
         axes.set(title=name, xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
