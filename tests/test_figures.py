@@ -206,3 +206,12 @@ def test_a_figure_is_taken_as_it_is():
         figure = Figure()
         figure.subplots().plot([1, 2])
     assert output.pictures(figure, WIDE)[0].startswith("data:image/svg+xml,")
+
+
+def test_classes_that_lie_on_each_other_get_a_panel_each():
+    labels = np.arange(600) % 5
+    far = 20.0 * np.array([[0, 0], [1, 0], [0, 1], [1, 1], [2, 2]])[labels]
+    noise = rng.normal(size=(600, 2))
+    for points, panels_ in ((far + noise, 1), (20 * noise, 5)):
+        drawn = figures.embedding(points, labels, names(5), title=TITLE)()
+        assert len(drawn.axes) == panels_

@@ -98,9 +98,18 @@ def test_half_of_a_filters_weight():
 def test_the_title_says_what_was_trained():
     assert q2.title(Experiment.from_preset("q2", "lite", sizes="even")) == (
         "Question 2: 6 hidden layers (1024-1000-500-256-128-64) pretrained layer by layer,"
-        " CIFAR-100 (20 classes)"
-    ).replace("20 classes", f"{Experiment.from_preset('q2', 'lite').num_classes} classes")
+        " CIFAR-100 (10 coarse classes)"
+    )
     assert "(9-8)" in q2.title(stack("quick", sizes=(9, 8)))
+
+
+def test_points_are_signed_but_zero_is_not():
+    assert [q2.points(x) for x in (0.1234, -0.002, 0.0004, -0.0004)] == [
+        "+12.3",
+        "−0.2",
+        "0.0",
+        "0.0",
+    ]
 
 
 def test_tables(trained, monkeypatch):
@@ -113,7 +122,9 @@ def test_tables(trained, monkeypatch):
     theirs = published.iloc[0]
     assert theirs["test top-1"] == f"{100 * PUBLISHED['q2']['top1']:.1f} %" == "26.5 %"
     assert theirs["top-5"] == "70.5 %" and theirs["never right"] == "2 of 10"
-    assert theirs.data == "STL-10" and set(published.data[1:]) == {"Handwritten digits"}
+    assert theirs.data == "STL-10" and set(published.data[1:]) == {
+        "scikit-learn's handwritten digits"
+    }
     ours = runs["layerwise", 1.0, 0].metrics["test_top1"]
     row = published.set_index("classifier").loc["here, layer by layer"]
     assert row["test top-1"] == f"{100 * ours:.1f} %"

@@ -5,6 +5,7 @@ They come back undrawn, as `show` wants them. Shares lie between 0 and 1, and ar
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -254,11 +255,11 @@ def _two_lines(text: str, length: int) -> str:
 
 @drawing
 def embedding(points: ArrayLike, labels: ArrayLike, names: Sequence[str], *, title: str) -> Figure:
-    """A map of points [M, 2] with labels [M]: up to 10 classes with their names in one map, up to
-    20 each in a panel of its own before all others, of more the 20 most frequent."""
+    """A map of points [M, 2] with labels [M]: up to 10 classes that lie apart with their names in
+    one map, else each in a panel of its own before all others, the 20 most frequent at most."""
     points, labels = np.asarray(points), np.asarray(labels)
     classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) <= 10:
+    if len(classes) <= 10 and _apart(points, labels):
         figure, (axes,) = panels(1, title, height=min(4.6, 0.95 * width()))
         class_points(axes, points, labels, names)
         return _without_axes(figure)
@@ -272,13 +273,24 @@ def embedding(points: ArrayLike, labels: ArrayLike, names: Sequence[str], *, tit
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for i, (axes, c) in enumerate(zip(grid, classes)):
         mine = labels == c
-        for chosen, size, color in ((~mine, 2, FAINT), (mine, 7, CLASSES[i % 10])):
+        others = np.flatnonzero(~mine)[:: -(-len(points) // 1000)]  # a thousand are enough
+        chosen: Any
+        for chosen, size, color in ((others, 2, FAINT), (mine, 7, CLASSES[i % 10])):
             x, y = points[chosen].T
             axes.scatter(x, y, s=size, color=color, lw=0, rasterized=True)
         axes.set_title(short(names[c], 18), size=7.5, color=CLASSES[i % 10], weight="bold")
     for unused in grid[len(classes) :]:
         unused.remove()
     return _without_axes(figure)
+
+
+def _apart(points: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether the middles of classes are farther from each other than points from their own."""
+    found, own = np.unique(labels, return_inverse=True)
+    middles = np.array([np.median(points[labels == c], axis=0) for c in found])
+    between = [np.linalg.norm(a - b) for a, b in itertools.combinations(middles, 2)]
+    within = np.linalg.norm(points - middles[own], axis=1).mean()
+    return not between or bool(np.mean(between) > within)
 
 
 def class_points(axes: Axes, points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def declared(namespace: Mapping[str, Any]) -> list[str]:
     The parameters cell is the newest executed one that assigns `preset`. Whatever else a kernel
     knows, a reader's `k = 3` or what an earlier pass left behind, is no parameter.
     """
-    if "In" not in namespace:  # no IPython: a plain script
+    if not any(namespace.get("In", ())):  # a plain script, or a kernel without history (nbval's)
         return [name for name in namespace if name in (*PARAMETERS, "preset")]
     cells = list(namespace["In"])
     assigned = [_assigned(cell) for cell in cells]
@@ -138,7 +138,8 @@ def row(
 
 def data_title(experiment: Experiment) -> str:
     """The data set with its classes, e.g. "Tiny ImageNet (20 classes)"."""
-    return f"{DATASETS[experiment.data.name].title} ({experiment.num_classes} classes)"
+    kind = "coarse classes" if experiment.data.labels == "coarse" else "classes"
+    return f"{DATASETS[experiment.data.name].title} ({experiment.num_classes} {kind})"
 
 
 def method(experiment: Experiment) -> str:

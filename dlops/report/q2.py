@@ -18,7 +18,7 @@ from dlops.report.page import data_title, percent
 from dlops.report.page import limitations as usual_limitations
 from dlops.report.style import PALETTE, SOFT, direct_labels, drawing, panels, percent_axis
 from dlops.series import PUBLISHED
-from dlops.series.questions import LABELS, STARTS
+from dlops.series.questions import STARTS
 from dlops.settings import DATASETS
 from dlops.store import Result
 
@@ -52,20 +52,24 @@ def title(experiment: Experiment) -> str:
     )
 
 
+def points(share: float) -> str:
+    """A difference of shares in points, e.g. "+1.2", "−0.3" or "0.0"."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return text if text.strip("+−0.") else "0.0"
+
+
 # The ablation -------------------------------------------------------------------------------------
 
 
 def frame(runs: Runs) -> pd.DataFrame:
     """A row for each classifier of the three starts: start, labels (their share), seed, test_top1,
     and gain, its difference to the one of the same seed and labels with random weights."""
+    top1 = {key: result.metrics["test_top1"] for key, result in runs.items() if key[0] in STARTS}
     rows = [
-        (start, share, seed, result.metrics["test_top1"])
-        for (start, share, seed), result in runs.items()
-        if start in STARTS
+        (start, share, seed, value, value - top1["none", share, seed])
+        for (start, share, seed), value in top1.items()
     ]
-    found = pd.DataFrame(rows, columns=["start", "labels", "seed", "test_top1"])
-    anew = found[found.start == "none"].set_index(["labels", "seed"]).test_top1
-    found["gain"] = found.test_top1 - anew.loc[list(zip(found.labels, found.seed))].to_numpy()
+    found = pd.DataFrame(rows, columns=["start", "labels", "seed", "test_top1", "gain"])
     return found.sort_values(["labels", "seed"], ignore_index=True)
 
 
@@ -80,10 +84,8 @@ def ablation(runs: pd.DataFrame, *, chance: float, title: str) -> Figure:
         left.plot(rows.labels, rows.test_top1, "o", color=color, **dots)
         mean = rows.groupby("labels").test_top1.mean()
         left.plot(mean.index, mean, color=color, label=NAMES[start])
-        for share in LABELS:
+        for share in rows.labels.unique() if start != "none" else ():
             gains = rows.gain[rows.labels == share]
-            if start == "none":
-                continue
             x = share * (0.94, 1.06)[i - 1]
             right.plot([x] * len(gains), gains, "o", color=color, **dots)
             right.plot(x, gains.mean(), "D", color=color, ms=5)
