@@ -371,15 +371,19 @@ def origin(e: Experiment) -> str:
     return "pretrained on ImageNet" if e.model.weights == "imagenet" else "from random weights"
 
 
+def _epochs(e: Experiment) -> str:
+    return f"{e.schedule.epochs} epoch{'s' * (e.schedule.epochs > 1)}"
+
+
 def show_source(e: Experiment, results: Mapping[str, Result]) -> None:
     """Say where the starting weights come from."""
-    words = f"Fine-tuning starts {origin(e)}"
+    words = f"The starting weights are those of a ResNet18 {origin(e)}"
     if source := e.parent:
         result = results[source.id]
         size = source.data.image_size or DATASETS[source.data.name].image_size
         words += (
             f": {source.num_classes} classes, {result.provenance['train_images']:,} training images"
-            f" of {size} x {size} pixels, {source.schedule.epochs} epochs. That network's own test"
+            f" of {size} x {size} pixels, {_epochs(source)}. That network's own test"
             f" top-5 is {accuracy([result])}"
         )
     display(Markdown(f"{words}."))
@@ -409,7 +413,7 @@ def show_published(rows: Mapping[str, Sequence[Result]]) -> None:
             "**Not comparable.** Published: ImageNet's weights, STL-10, 10 epochs, 1,000 test"
             " images; and STL-10's images were taken from ImageNet, so that those weights may have"
             f" seen them. Ours: {origin(e)}, {DATASETS[e.data.name].title}, {e.num_classes}"
-            f" classes, {e.schedule.epochs} epoch{'s' * (e.schedule.epochs > 1)}. The preset"
+            f" classes, {_epochs(e)}. The preset"
             " `original` is the like-for-like row."
         )
     )

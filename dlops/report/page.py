@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import os
 import textwrap
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
+from IPython.utils.capture import capture_output
 
 from dlops import metrics
 from dlops.experiment import Experiment
@@ -205,13 +207,35 @@ def log(*results: Result) -> None:
 
 
 def try_it(function: Any, **choices: Any) -> None:
-    """Sliders and menus for a function, which it answers at once.
+    """Sliders and menus for a function; what it shows or prints follows them at once.
 
-    choices: for each argument a list or a range to choose from.
+    choices: for each argument a list or a range to choose from, or a widget. What is shown goes
+    into a widget of HTML: one of outputs (as `interact` makes it) now and then stops a notebook
+    that is executed without a browser, because nbclient answers it while it waits for the cell.
     """
     import ipywidgets
 
-    ipywidgets.interact(function, **{name: list(values) for name, values in choices.items()})
+    controls = {
+        name: given
+        if isinstance(given, ipywidgets.Widget)
+        else ipywidgets.Dropdown(options=list(given), description=name)
+        for name, given in choices.items()
+    }
+    place = ipywidgets.HTML()
+
+    def follow(_: Any = None) -> None:
+        with capture_output() as said:
+            function(**{name: control.value for name, control in controls.items()})
+        parts = [output.data.get("text/html", "") for output in said.outputs]
+        place.value = "".join(
+            [f"<pre>{html.escape(said.stdout)}</pre>" * bool(said.stdout), *parts]
+        )
+
+    for name, control in controls.items():
+        control.description = control.description or name
+        control.observe(follow, "value")
+    follow()
+    display(ipywidgets.VBox([*controls.values(), place]))
 
 
 def limitations(results: Sequence[Result]) -> list[str]:
