@@ -212,8 +212,7 @@ def greedy(inputs: int, sizes: Sequence[int], classes: int) -> Figure:
             _arrow(axes, (x - step * 0.61, y), (x - step * 0.4, y))
     axes.text(0.5 * step, y - 0.34, "fixed", size=7.5, ha="center", va="center", color=SOFT)
     from_, to = 1.0 * step, 4.5 * step
-    look: dict[str, Any] = {"color": SOFT, "lw": 1.1}
-    axes.plot([from_, from_, to, to], [y - 0.06, 0.3, 0.3, y - 0.14], ls="--", **look)
+    axes.plot([from_, from_, to, to], [y - 0.06, 0.3, 0.3, y - 0.14], "--", color=SOFT, lw=1.1)
     words = "mse_loss: what comes back against what came in"
     axes.text((from_ + to) / 2, 0.14, words, size=7.5, ha="center", va="center", color=SOFT)
     return figure
