@@ -140,8 +140,9 @@ def test_of_many_classes_both_ends_are_drawn_and_the_certain_filled():
 
 def test_maps_name_the_marked_classes():
     figure = q1_comparison.maps({"a": One(), "b": One()}, DATA.class_names, [2, 5], title="t")()
-    for axes in figure.axes:
-        assert {text.get_text() for text in axes.texts} == {"class 2", "class 5"}
+    assert [text.get_text() for text in figure.legends[0].texts] == ["class 2", "class 5"]
+    figure = q1_comparison.maps({"a": One()}, DATA.class_names, range(10), title="t")()
+    assert {text.get_text() for text in figure.axes[0].texts} == set(DATA.class_names)
 
 
 def test_confused_images_are_those_of_either_network(monkeypatch, capsys):
@@ -152,7 +153,7 @@ def test_confused_images_are_those_of_either_network(monkeypatch, capsys):
     one.predictions[three[:3], 0] = 4
     q1_comparison.confused({"one": one, "other": other}, DATA, 3, 4)
     assert "class 3 and class 4" in said[0]
-    assert {"1 by one", "2 by one and other", "3 by other."} <= {
+    assert {"1 by one alone", "2 by both", "3 by other alone."} <= {
         part.split(": ")[-1] for part in said[0].split(", ")
     }
     q1_comparison.confused({"one": one, "other": other}, DATA, 5, 4)
