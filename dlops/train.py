@@ -79,18 +79,13 @@ class Training:
             "device": device,
             "seed": experiment.seed,
         }
-        grouping: dict[str, Any] = {}
-        if loss.name == "triplet":
-            grouping = {
-                "classes_per_batch": loss.classes_per_batch,
-                "images_per_class": loss.images_per_class,
-            }
+        groups = loss.classes_per_batch, loss.images_per_class
         self.train = Batches(
             data.train,
             batch_size=schedule.batch_size,
             augment=experiment.data.augment,
             indices=data.labelled if experiment.data.label_fraction < 1 else None,
-            **grouping,
+            groups=groups if loss.name == "triplet" else None,
             **self.statistics,
         )
         rng = np.random.default_rng((experiment.seed, 11))
@@ -100,10 +95,9 @@ class Training:
         self.test = self.fixed(data.test)
         self.groups = {}
         if loss.name == "triplet":  # what the loss is evaluated on, the same after every epoch
-            shape = loss.classes_per_batch, loss.images_per_class
             for name, part in (("train", self.sample), ("val", self.val)):
-                groups = class_batches(part.labels.cpu().numpy(), *shape, rng)
-                self.groups[name] = torch.from_numpy(groups).to(device)
+                drawn = class_batches(part.labels.cpu().numpy(), *groups, rng)
+                self.groups[name] = torch.from_numpy(drawn).to(device)
         self.history: list[dict[str, Any]] = []
         self.epoch = self.step = 0
         self.sums = torch.zeros(6, dtype=torch.float64, device=device)
@@ -115,7 +109,7 @@ class Training:
     def fixed(self, split: Split, indices: np.ndarray | None = None) -> Batches:
         """Batches for evaluation: in order, un-augmented."""
         chosen = None if indices is None else torch.from_numpy(indices)
-        return Batches(split, batch_size=BATCH, shuffle=False, indices=chosen, **self.statistics)
+        return Batches(split, batch_size=BATCH, indices=chosen, **self.statistics)
 
     def autocast(self) -> torch.autocast:
         """16 bits for the network, where the precision says so; losses stay in 32."""

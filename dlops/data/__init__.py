@@ -9,28 +9,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dlops.data.layouts import COUNTS, locate, present, root
+
 if TYPE_CHECKING:
     from dlops.data.batches import Batches, Split, class_batches
     from dlops.data.readers import DataSet, load
 
-from dlops.data.layouts import COUNTS, locate, present, root
-
-__all__ = [
-    "COUNTS",
-    "Batches",
-    "DataSet",
-    "Split",
-    "class_batches",
-    "load",
-    "locate",
-    "present",
-    "root",
-]
-_HOMES = {"Batches": "batches", "Split": "batches", "class_batches": "batches"}
-_HOMES |= {"DataSet": "readers", "load": "readers"}
+__all__ = ["COUNTS", "Batches", "DataSet", "Split", "class_batches", "load"]
+__all__ += ["locate", "present", "root"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = "readers" if name in ("DataSet", "load") else "batches"
+    return getattr(import_module(f"{__name__}.{home}"), name)

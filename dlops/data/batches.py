@@ -64,11 +64,10 @@ class Split:
 class Batches:
     """Batches of a split, cropped, flipped and normalised on the device.
 
-    Order and augmentation of an epoch derive from (seed, epoch) alone. With classes_per_batch (P)
-    and images_per_class (K) a batch holds K images of each of P classes (a class with fewer
-    repeats its own), and batch_size does not apply. indices: the positions of the split to use.
-    drop_last leaves out the incomplete last batch of an epoch, unless it is the only one.
-    normalise=False gives values in [0, 1].
+    Order and augmentation of an epoch derive from (seed, epoch) alone; its incomplete last batch
+    is left out, unless it is the only one. groups: (P, K), for batches of K images of each of P
+    classes instead of batch_size (a class with fewer repeats its own). indices: the positions of
+    the split to use.
     """
 
     def __init__(
@@ -81,45 +80,43 @@ class Batches:
         seed: int,
         augment: str = "none",
         device: str | torch.device = "cpu",
-        shuffle: bool = True,
-        drop_last: bool = True,
-        classes_per_batch: int | None = None,
-        images_per_class: int | None = None,
+        groups: tuple[int, int] | None = None,
         indices: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-        normalise: bool = True,
     ) -> None:
-        self.split, self.seed, self.augment, self.dtype = split, seed, augment, dtype
-        self.device, self.shuffle, self.drop_last = torch.device(device), shuffle, drop_last
+        self.split, self.seed, self.augment, self.groups = split, seed, augment, groups
+        self.device = torch.device(device)
         # A CPU computes meanwhile, and a second thread that does makes it a tenth slower.
         self.prefetch = self.device.type != "cpu"
-        self.whole = indices is None
         self.rows = torch.arange(len(split)) if indices is None else indices.cpu()
-        labels = split.labels[self.rows]
-        self.labels = labels.to(self.device)
+        self.labels = split.labels[self.rows].to(self.device)
         self.batch_size = batch_size
-        self.grouping: tuple[int, int] | None = None
-        if classes_per_batch and images_per_class:
-            self.grouping = classes_per_batch, images_per_class
-            self.batch_size = classes_per_batch * images_per_class
-            _enough(labels.numpy(), classes_per_batch)
-        mean = mean if normalise else [0.0] * len(mean)
-        std = std if normalise else [1.0] * len(mean)
+        if groups:
+            self.batch_size = groups[0] * groups[1]
+            _enough(split.labels[self.rows].numpy(), groups[0])
         self.mean = torch.tensor(mean, device=self.device)[:, None, None] * 255
         self.scale = 1 / (torch.tensor(std, device=self.device)[:, None, None] * 255)
-        self.resident = self._resident()
+        self.resident: Tensor | None = None
+        cuda = self.device.type == "cuda"
+        limit = torch.cuda.mem_get_info(self.device)[0] // 3 if cuda else IN_MEMORY
+        if len(self.rows) * split.nbytes // max(1, len(split)) <= limit:
+            if indices is None and self.device.type == "cpu":
+                self.resident = split.images
+            else:
+                parts = [split.take(block).to(self.device) for block in self.rows.split(1000)]
+                self.resident = torch.cat(parts)
 
     def __len__(self) -> int:
         """Steps an epoch."""
-        if self.drop_last or self.grouping:
-            return max(1, len(self.rows) // self.batch_size)
-        return -(-len(self.rows) // self.batch_size)
+        return max(1, len(self.rows) // self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float [B, C, H, W] (channels last) and labels int64 [B], on the device."""
+        """Images float32 [B, C, H, W] (channels last) and labels int64 [B], on the device."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = torch.from_numpy(self._order(rng))
-        blocks = order.split(self.batch_size)[: len(self)]
+        if self.groups:
+            order = class_batches(self.labels.cpu().numpy(), *self.groups, rng).reshape(-1)
+        else:
+            order = rng.permutation(len(self.rows))
+        blocks = torch.from_numpy(order).split(self.batch_size)[: len(self)]
         if self.augment == "none":
             yield from self._batches(blocks)
             return
@@ -133,12 +130,6 @@ class Batches:
         """All images in order, not augmented: what `epoch` yields otherwise."""
         return self._batches(torch.arange(len(self.rows)).split(batch_size))
 
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        """Positions of an epoch's images, batch after batch."""
-        if self.grouping:
-            return class_batches(self.labels.cpu().numpy(), *self.grouping, rng).reshape(-1)
-        return rng.permutation(len(self.rows)) if self.shuffle else np.arange(len(self.rows))
-
     def _batches(
         self, blocks: Sequence[Tensor], moves: Sequence[Tensor] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -147,49 +138,36 @@ class Batches:
                 images = _shift(images, *moves[step])
             pixels = images.float().sub_(self.mean).mul_(self.scale)
             labels = self.labels[blocks[step].to(self.device)]
-            yield pixels.to(self.dtype, memory_format=torch.channels_last), labels
+            yield pixels.to(torch.float32, memory_format=torch.channels_last), labels
 
     def _images(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
         """uint8 [B, C, H, W] on the device; from a file, to a GPU, the next is read meanwhile."""
-        if self.resident is not None:
-            for block in blocks:
-                yield self.resident[block.to(self.device)]
-            return
 
         def read(block: Tensor) -> Tensor:
             images = self.split.take(self.rows[block])
             return images.pin_memory() if self.device.type == "cuda" else images
 
-        if not self.prefetch:
+        if self.resident is not None:
+            yield from (self.resident[block.to(self.device)] for block in blocks)
+        elif not self.prefetch:
             yield from map(read, blocks)
-            return
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(read, blocks[0])
-            for step in range(len(blocks)):
-                images = coming.result()
-                if step + 1 < len(blocks):
-                    coming = reader.submit(read, blocks[step + 1])
-                yield images.to(self.device, non_blocking=True)
-
-    def _resident(self) -> Tensor | None:
-        """The images on the device, or None if they are too large for it."""
-        limit = IN_MEMORY
-        if self.device.type == "cuda":
-            limit = torch.cuda.mem_get_info(self.device)[0] // 3
-        if len(self.rows) * self.split.nbytes // max(1, len(self.split)) > limit:
-            return None
-        if self.whole and self.device.type == "cpu":
-            return self.split.images
-        return torch.cat([self.split.take(b).to(self.device) for b in self.rows.split(1000)])
+        else:
+            with ThreadPoolExecutor(1) as reader:
+                coming = reader.submit(read, blocks[0])
+                for following in [*blocks[1:], None]:
+                    images = coming.result()
+                    if following is not None:
+                        coming = reader.submit(read, following)
+                    yield images.to(self.device, non_blocking=True)
 
 
-def _enough(labels: np.ndarray, classes_per_batch: int) -> None:
+def _enough(labels: np.ndarray, wanted: int) -> None:
     """DlopsError unless there are so many classes, and two images of each, to make pairs of."""
     classes, counts = np.unique(labels, return_counts=True)
-    if classes_per_batch > len(classes):
+    if wanted > len(classes):
         raise DlopsError(
-            f"classes_per_batch is {classes_per_batch}, but the training images are of only"
-            f" {len(classes)} classes: set it to {len(classes)} or less, or raise classes."
+            f"classes_per_batch is {wanted}, but the training images are of only {len(classes)}"
+            f" classes: set it to {len(classes)} or less, or raise classes."
         )
     if counts.min() < 2:
         raise DlopsError(
@@ -217,8 +195,8 @@ def class_batches(labels: np.ndarray, p: int, k: int, rng: np.random.Generator) 
     for label, own in enumerate(members):
         wanted = classes == label
         each = max(1, len(own) // k)  # groups of k that a shuffled class gives
-        rounds = range(-(-int(wanted.sum()) // each))
-        groups = [np.resize(rng.permutation(own), (each, k)) for _ in rounds]
+        rounds = -(-int(wanted.sum()) // each)
+        groups = [np.resize(rng.permutation(own), (each, k)) for _ in range(rounds)]
         if groups:
             order[wanted] = np.concatenate(groups)[: wanted.sum()]
     return order.reshape(steps, p * k)

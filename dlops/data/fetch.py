@@ -21,8 +21,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from dlops.data.layouts import Progress, info_of, locate, need_space, root, whole, writable
-from dlops.settings import DataSetInfo, DlopsError
+from dlops.data.layouts import Progress, locate, need_space, root, whole, writable
+from dlops.settings import DATASETS, DataSetInfo, DlopsError
 
 # The largest archive, STL-10's, holds 3 GB; the one of most files, Tiny ImageNet's, 120,609.
 LARGEST, MOST = 8 * 10**9, 500_000
@@ -36,33 +36,39 @@ def fetch(name: str, *, progress: Progress | None = None) -> Path:
     download that was cut off continues where it stopped; one whose checksum differs is set aside
     as `.bad`. Raises DlopsError.
     """
-    info = info_of(name)
+    if name not in DATASETS:
+        raise DlopsError(f"There is no data set {name!r}, only {', '.join(DATASETS)}.")
+    info = DATASETS[name]
     if not info.url:
         raise DlopsError(f"{info.title} come with scikit-learn: there is nothing to fetch.")
     target = root() / info.folder
-    if target.is_dir() and any(target.iterdir()):
-        try:
-            return whole(name, locate(name))
-        except DlopsError as error:
-            raise DlopsError(f"{error} (Or move {target} away, and fetch it again.)") from None
-    with writable(root()) as folder, FileLock(folder / f".{name}.lock"):
-        if target.is_dir() and any(target.iterdir()):  # another process was first
-            return whole(name, locate(name))
-        for left_over in folder.glob(f".{name}.*.tmp"):  # of a killed process
-            shutil.rmtree(left_over)
-        archive = _had(info, folder, progress)
-        scratch = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
-        try:
-            _unpack(archive, scratch)
-            if not (scratch / info.folder).is_dir():
-                raise DlopsError(f"{archive} does not hold a folder {info.folder}.")
-            whole(name, scratch / info.folder)
-            os.replace(scratch / info.folder, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        if archive.suffix == ".part":
-            archive.unlink()
-        return target
+    if not _filled(target):
+        with writable(root()) as folder, FileLock(folder / f".{name}.lock"):
+            if not _filled(target):  # by another process meanwhile
+                _fill(target, info, progress)
+    try:
+        return whole(name, locate(name))
+    except DlopsError as error:
+        raise DlopsError(f"{error} (Or move {target} away, and fetch it again.)") from None
+
+
+def _filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _fill(target: Path, info: DataSetInfo, progress: Progress | None) -> None:
+    folder = target.parent
+    for left_over in folder.glob(f".{info.name}.*.tmp"):  # of a killed process
+        shutil.rmtree(left_over)
+    archive = _had(info, folder, progress)
+    with tempfile.TemporaryDirectory(".tmp", f".{info.name}.", folder) as scratch:
+        _unpack(archive, scratch)
+        unpacked = Path(scratch, info.folder)
+        if not unpacked.is_dir():
+            raise DlopsError(f"{archive} does not hold a folder {info.folder}.")
+        os.replace(whole(info.name, unpacked), target)
+    if archive.suffix == ".part":
+        archive.unlink()
 
 
 def fetch_file(info: DataSetInfo, folder: Path, *, progress: Progress | None = None) -> Path:
@@ -70,19 +76,16 @@ def fetch_file(info: DataSetInfo, folder: Path, *, progress: Progress | None = N
 
     Raises DlopsError, also if a file of this name is not the published one.
     """
-    target = folder / info.url.rsplit("/", 1)[1]
+    target = folder / Path(info.url).name
     if target.exists():
         return _verified(info, target)
     with writable(folder), FileLock(folder / f".{info.name}.lock"):
-        found = _had(info, folder, progress)
-        if found != target:
-            os.replace(found, target)
-        return target
+        return _had(info, folder, progress).replace(target)
 
 
 def _had(info: DataSetInfo, folder: Path, progress: Progress | None) -> Path:
     """The published file in `folder`, verified: the user's own, else downloaded, a `.part`."""
-    own = folder / info.url.rsplit("/", 1)[1]
+    own = folder / Path(info.url).name
     if own.exists():
         return _verified(info, own)
     part = own.with_name(own.name + ".part")
@@ -92,12 +95,15 @@ def _had(info: DataSetInfo, folder: Path, progress: Progress | None) -> Path:
 
 def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
     """Continues `part` until it is whole; gives up when an attempt does not bring it further."""
-    best = -1
-    while True:
-        start = part.stat().st_size if part.exists() else 0
+    _check_address(info.url)
+    opener, best = urllib.request.build_opener(_Redirects), -1
+    while (have := part.stat().st_size if part.exists() else 0) > best:
+        best, reason = have, "the connection was cut"
+        headers = {"Range": f"bytes={have}-"} if have else {}
         try:
-            with _open(info.url, start) as response:
-                start = start if response.status == 206 else 0
+            request = urllib.request.Request(info.url, headers=headers)
+            with opener.open(request, timeout=60) as response:
+                start = have if response.status == 206 else 0
                 total = start + int(response.headers.get("Content-Length") or info.size or 0)
                 need_space(part.parent, 3 * total - start, f"{info.title} (archive and files)")
                 with open(part, "ab" if start else "wb") as out:
@@ -107,27 +113,17 @@ def _download(info: DataSetInfo, part: Path, progress: Progress | None) -> None:
                             progress(out.tell(), total)
                     if out.tell() >= total:
                         return
-            reason = "the connection was cut"
         except urllib.error.HTTPError as error:
             if error.code == 416:  # nothing is left to send: the checksum decides
                 return
             reason = f"the server answered {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error))
-        have = part.stat().st_size if part.exists() else 0
-        if have <= best or not have:
-            raise DlopsError(
-                f"{info.url} could not be fetched ({reason}; {have:,} bytes are kept): run the"
-                " same command again to go on, or, without a connection, put that file from"
-                f" elsewhere at {part.with_suffix('')}."
-            )
-        best = have
-
-
-def _open(url: str, start: int) -> Any:
-    _check_address(url)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    return urllib.request.build_opener(_Redirects).open(request, timeout=60)
+    raise DlopsError(
+        f"{info.url} could not be fetched ({reason}; {have:,} bytes are kept): run the same"
+        " command again to go on, or, without a connection, put that file from elsewhere at"
+        f" {part.with_suffix('')}."
+    )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -138,9 +134,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def _check_address(url: str) -> None:
     address = urllib.parse.urlsplit(url)
-    if address.scheme == "http" and address.hostname in ("localhost", "127.0.0.1", "::1"):
-        return
-    if address.scheme != "https":
+    own = address.scheme == "http" and address.hostname in ("localhost", "127.0.0.1", "::1")
+    if address.scheme != "https" and not own:
         raise DlopsError(f"{url} is refused: data come over https only.")
 
 
@@ -158,47 +153,41 @@ def _verified(info: DataSetInfo, path: Path) -> Path:
             f"{path} {differs}: it is damaged, or not what {info.url} publishes. Move it away,"
             " and it is fetched."
         )
-    bad = path.with_suffix(".bad")
-    os.replace(path, bad)
+    bad = path.replace(path.with_suffix(".bad"))
     raise DlopsError(
         f"What {info.url} sent {differs}; it was set aside as {bad}: fetch again, and if that"
         " repeats, the server's file has changed."
     )
 
 
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: Path, folder: str) -> None:
     """Files and folders of a zip or tar archive; what is larger, or leads outside, is refused."""
+    count = size = 0
+
+    def check(name: str, more: int, plain: bool) -> None:
+        nonlocal count, size
+        count, size = count + 1, size + more
+        if count > MOST or size > LARGEST:
+            most = f"{MOST:,} files or {LARGEST / 1e9:.0f} GB"
+            raise DlopsError(f"{archive} unpacks to more than {most}: refused.")
+        path = PurePosixPath(name.replace("\\", "/"))
+        if not plain or path.is_absolute() or ".." in path.parts or ":" in name:
+            what = f"{name!r}, which is a link or leads outside"
+            raise DlopsError(f"{archive} holds {what}: refused.")
+
     try:
         if ".zip" in archive.suffixes:
             with zipfile.ZipFile(archive) as zipped:
-                entries = zipped.infolist()
-                _check_size(archive, len(entries), sum(entry.file_size for entry in entries))
-                for entry in entries:
-                    plain = not stat.S_ISLNK(entry.external_attr >> 16)
-                    _check_member(archive, entry.filename, plain)
+                for entry in zipped.infolist():
+                    link = stat.S_ISLNK(entry.external_attr >> 16)
+                    check(entry.filename, entry.file_size, not link)
                 zipped.extractall(folder)
             return
         with tarfile.open(archive, "r:gz") as tar:
-            # In Python since 3.11.4; what leads outside, and links, are refused below anyway.
-            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
-            size = 0
-            for count, member in enumerate(tar, 1):
-                size += member.size
-                _check_size(archive, count, size)
-                _check_member(archive, member.name, member.isfile() or member.isdir())
+            # In Python since 3.11.4; what leads outside, and links, are refused anyway.
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            for member in tar:
+                check(member.name, member.size, member.isfile() or member.isdir())
                 tar.extract(member, folder)
     except (*DAMAGED, RuntimeError) as error:  # zipfile's RuntimeError: encrypted
         raise DlopsError(f"{archive} cannot be unpacked ({error}): get it again.") from error
-
-
-def _check_size(archive: Path, count: int, size: int) -> None:
-    if count > MOST or size > LARGEST:
-        raise DlopsError(
-            f"{archive} unpacks to more than {MOST:,} files or {LARGEST / 1e9:.0f} GB: refused."
-        )
-
-
-def _check_member(archive: Path, name: str, plain: bool) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not plain or path.is_absolute() or ".." in path.parts or ":" in name:
-        raise DlopsError(f"{archive} holds {name!r}, which is a link or leads outside: refused.")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from dlops.settings import DATASETS, DataSetInfo, DlopsError
+from dlops.settings import DATASETS, DlopsError
 
 Progress = Callable[[int, int], None]  # (done, total): images decoded, or bytes fetched
 Files = list[tuple[str, int]]  # image files with their labels
@@ -24,24 +24,12 @@ COUNTS = {
     "stl10": (5_000, 8_000, 100_000),
 }
 CIFAR_RECORD, STL_IMAGE = 2 + 3 * 32 * 32, 3 * 96 * 96  # bytes
-AGAIN = "unpack the archive again"
-
-
-def info_of(name: str) -> DataSetInfo:
-    if name not in DATASETS:
-        raise DlopsError(f"There is no data set {name!r}, only {', '.join(DATASETS)}.")
-    return DATASETS[name]
 
 
 def root() -> Path:
     """DLOPS_DATA, else the user's cache directory."""
     chosen = os.environ.get("DLOPS_DATA")
     return Path(chosen).expanduser().absolute() if chosen else user_cache_path("dlops") / "data"
-
-
-def caches() -> list[Path]:
-    """Where decoded images may lie: beside the data, else with the user's other caches."""
-    return list(dict.fromkeys([root() / "cache", user_cache_path("dlops") / "data" / "cache"]))
 
 
 @contextmanager
@@ -67,6 +55,22 @@ def need_space(folder: Path, size: int, what: str) -> None:
         )
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """What cannot be read becomes one sentence, with its file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise damaged(f"{error.filename} is missing") from None
+    except OSError as error:
+        raise DlopsError(f"{error.filename} cannot be read ({error.strerror}).") from None
+
+
+def damaged(what: str) -> DlopsError:
+    """What is not as published, as an error that says what helps."""
+    return DlopsError(f"{what}: unpack the archive again.")
+
+
 # What is here ---------------------------------------------------------------------------------
 
 
@@ -75,7 +79,7 @@ def present(name: str) -> tuple[bool, str]:
 
     Judged by what reads it: names, files and their sizes, but not the pixels.
     """
-    if not info_of(name).url:
+    if not DATASETS[name].url:
         return True, "comes with scikit-learn"
     try:
         return True, str(whole(name, locate(name)))
@@ -83,31 +87,30 @@ def present(name: str) -> tuple[bool, str]:
         return False, str(error)
 
 
+@readable()
 def locate(name: str) -> Path:
     """The folder of a data set under DLOPS_DATA, also one nested in itself; or DlopsError."""
-    info = info_of(name)
+    info = DATASETS[name]
     outer = root() / info.folder
-    mark = {"tiny-imagenet": "wnids.txt", "cifar100": "train.bin", "stl10": "train_X.bin"}[name]
-    for folder in (outer, outer / info.folder):
-        if (folder / mark).exists():
-            return folder
-    if outer.is_dir() and any(outer.iterdir()):
-        raise DlopsError(f"{outer / mark} is missing: {AGAIN}.")
+    inner = outer / info.folder
+    folder = inner if inner.is_dir() else outer
+    if folder.is_dir() and any(folder.iterdir()):
+        return folder
     raise DlopsError(
         f"{info.title} is not at {outer}: fetch it with `dlops data fetch {name}`, or set"
         f" DLOPS_DATA to the folder that holds {info.folder}."
     )
 
 
+@readable()
 def whole(name: str, folder: Path) -> Path:
     """The folder, if it holds all that is published; else DlopsError names what is wrong."""
+    train, test, unlabelled = COUNTS[name]
+    sizes: dict[str, int] = {}
     if name == "tiny-imagenet":
         image_files(folder)
-        return folder
-    train, test, unlabelled = COUNTS[name]
-    if name == "cifar100":
-        for labels in ("fine", "coarse"):
-            cifar_names(folder, labels)
+    elif name == "cifar100":
+        cifar_names(folder)
         sizes = {"train.bin": train * CIFAR_RECORD, "test.bin": test * CIFAR_RECORD}
     else:
         stl_names(folder)
@@ -119,46 +122,42 @@ def whole(name: str, folder: Path) -> Path:
         path = folder / file
         found = path.stat().st_size if path.exists() else 0
         if found != size:
-            raise DlopsError(f"{path} has {found:,} bytes, but must have {size:,}: {AGAIN}.")
+            raise damaged(f"{path} has {found:,} bytes, but must have {size:,}")
     return folder
 
 
 # Text files -----------------------------------------------------------------------------------
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not empty, and their numbers from 1."""
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DlopsError(f"{path} is missing: {AGAIN}.") from None
-    except OSError as error:
-        raise DlopsError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise DlopsError(f"{path}, line {number}: not UTF-8: {AGAIN}.") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.rstrip("\r")
+def lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a UTF-8 file that are not empty, each after its place, "FILE, line 3"."""
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    for number, line in enumerate(content.split(b"\n"), 1):
+        place = f"{path}, line {number}"
+        try:
+            if line.strip():
+                yield place, line.decode().rstrip("\r")
+        except UnicodeDecodeError:
+            raise damaged(f"{place}: not UTF-8") from None
 
 
 def _names(path: Path, count: int) -> list[str]:
     """One name of a class a line, all different."""
     found: list[str] = []
-    for number, line in lines(path):
+    for place, line in lines(path):
         if line in found:
-            raise DlopsError(f"{path}, line {number}: {line!r} stands there twice: {AGAIN}.")
+            raise damaged(f"{place}: {line!r} stands there twice")
         found.append(line)
     if len(found) != count:
-        raise DlopsError(f"{path} names {len(found)} classes, but must name {count}: {AGAIN}.")
+        raise damaged(f"{path} names {len(found)} classes, but must name {count}")
     return found
 
 
-def cifar_names(folder: Path, labels: str) -> list[str]:
-    """labels: "fine", or "coarse", of which each holds five of the fine classes."""
-    classes = DATASETS["cifar100"].num_classes
-    return _names(folder / f"{labels}_label_names.txt", classes // (5 if labels == "coarse" else 1))
+def cifar_names(folder: Path) -> dict[str, list[str]]:
+    """Of the coarse and of the fine classes, in the order of a record's labels."""
+    fine = DATASETS["cifar100"].num_classes
+    counts = {"coarse": fine // 5, "fine": fine}
+    return {kind: _names(folder / f"{kind}_label_names.txt", n) for kind, n in counts.items()}
 
 
 def stl_names(folder: Path) -> list[str]:
@@ -167,18 +166,16 @@ def stl_names(folder: Path) -> list[str]:
 
 def words(folder: Path) -> dict[str, str]:
     """Tiny ImageNet's classes in the order of their labels: WordNet id and first word."""
-    wnids = _names(folder / "wnids.txt", DATASETS["tiny-imagenet"].num_classes)
     meanings: dict[str, str] = {}
-    for number, line in lines(folder / "words.txt"):
+    for place, line in lines(folder / "words.txt"):
         wnid, tab, meaning = line.partition("\t")
         if not tab:
-            raise DlopsError(
-                f"{folder / 'words.txt'}, line {number}: {line!r} has no tab: {AGAIN}."
-            )
+            raise damaged(f"{place}: {line!r} has no tab")
         meanings[wnid] = meaning.split(",")[0]
+    wnids = _names(folder / "wnids.txt", DATASETS["tiny-imagenet"].num_classes)
     for wnid in wnids:
         if not re.fullmatch(r"n\d+", wnid) or wnid not in meanings:
-            raise DlopsError(f"{folder / 'wnids.txt'}: words.txt does not know {wnid!r}: {AGAIN}.")
+            raise damaged(f"{folder / 'wnids.txt'}: words.txt does not know {wnid!r}")
     return {wnid: meanings[wnid] for wnid in wnids}
 
 
@@ -192,69 +189,55 @@ def image_files(folder: Path) -> tuple[Files, Files]:
     with the images in them or in a folder images below. Hidden files and others than JPEG do
     not count. Raises DlopsError with file and line where labels or numbers are not as published.
     """
-    classes = {wnid: label for label, wnid in enumerate(words(folder))}
+    label_of = {wnid: label for label, wnid in enumerate(words(folder))}
     train, test, _ = COUNTS["tiny-imagenet"]
-    training: Files = []
-    for wnid, label in classes.items():
-        training += [(path, label) for path in _jpegs(folder / "train" / wnid)]
-    _only(folder / "train", classes.keys())
-    validation = _validation(folder / "val", classes)
+    training = [(path, x) for w, x in label_of.items() for path in _jpegs(folder / "train" / w)]
+    validation = _validation(folder / "val", label_of)
     for part, files, count in (("train", training, train), ("val", validation, test)):
-        found, each = Counter(label for _, label in files), count // len(classes)
-        for wnid, label in classes.items():
+        _only(folder / part, {*label_of, "images"})
+        found, each = Counter(label for _, label in files), count // len(label_of)
+        for wnid, label in label_of.items():
             if found[label] != each:
-                raise DlopsError(
-                    f"{folder / part} holds {found[label]} images of {wnid}, but must hold {each}:"
-                    f" {AGAIN}."
+                raise damaged(
+                    f"{folder / part} holds {found[label]} images of {wnid}, but must hold {each}"
                 )
     return training, validation
 
 
-def _validation(folder: Path, classes: dict[str, int]) -> Files:
+def _validation(folder: Path, label_of: dict[str, int]) -> Files:
     """Labels from the annotations, which must agree with the folders, or from these alone."""
-    place = {os.path.basename(path): (path, "") for path in _jpegs(folder)}
-    for wnid in classes:
-        for path in _jpegs(folder / wnid):
-            name = os.path.basename(path)
-            if place.get(name, ("", ""))[1]:
-                raise DlopsError(f"{path} also lies in {place[name][1]}: {AGAIN}.")
-            place[name] = path, wnid
-    _only(folder, {*classes, "images"})
+    lies_in = {os.path.basename(path): (path, "") for path in _jpegs(folder)}
+    for wnid in label_of:
+        lies_in |= {os.path.basename(path): (path, wnid) for path in _jpegs(folder / wnid)}
     annotations = folder / "val_annotations.txt"
-    if not annotations.exists() and all(wnid for _, wnid in place.values()):
-        official = sorted(place, key=lambda name: (len(name), name))  # val_9 before val_10
-        return [(place[name][0], classes[place[name][1]]) for name in official]
+    if not annotations.exists() and all(wnid for _, wnid in lies_in.values()):
+        official = sorted(lies_in, key=lambda name: (len(name), name))  # val_9 before val_10
+        return [(path, label_of[wnid]) for path, wnid in map(lies_in.__getitem__, official)]
     files: dict[str, tuple[str, int]] = {}
-    for number, line in lines(annotations):
+    for place, line in lines(annotations):
         name, tab, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
-        path, own = place.get(name, ("", ""))
+        path, own = lies_in.get(name, ("", ""))
         for wrong, what in (
             (not tab, f"{line!r} has no tab"),
-            (wnid not in classes, f"there is no class {wnid!r}"),
+            (wnid not in label_of, f"there is no class {wnid!r}"),
             (not path, f"there is no image {name!r}"),
             (name in files, f"{name} stands there twice"),
             (own not in ("", wnid), f"{name} is of class {wnid}, but lies in {own}"),
         ):
             if wrong:
-                raise DlopsError(f"{annotations}, line {number}: {what}: {AGAIN}.")
-        files[name] = path, classes[wnid]
-    for name in sorted(place.keys() - files.keys()):
-        raise DlopsError(f"{annotations} has no line for {name}: {AGAIN}.")
+                raise damaged(f"{place}: {what}")
+        files[name] = path, label_of[wnid]
+    if left_out := lies_in.keys() - files.keys():
+        raise damaged(f"{annotations} has no line for {min(left_out)}")
     return list(files.values())
 
 
 def _jpegs(folder: Path) -> list[str]:
     """JPEG files of a folder and of the folder images in it, by name."""
     found: dict[str, str] = {}
-    for place in (f"{folder}/images", str(folder)):
-        try:
-            names = os.listdir(place)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise DlopsError(f"{place} cannot be read ({error.strerror}).") from None
-        for name in names:
+    for place in filter(os.path.isdir, (f"{folder}/images", str(folder))):
+        for name in os.listdir(place):
             if name.lower().endswith((".jpeg", ".jpg")) and not name.startswith("."):
                 found[name] = f"{place}/{name}"
     return [found[name] for name in sorted(found)]
@@ -265,4 +248,4 @@ def _only(folder: Path, known: Container[str]) -> None:
     for entry in os.scandir(folder) if folder.is_dir() else ():
         junk = entry.name.startswith((".", "__"))
         if entry.is_dir() and not junk and entry.name not in known:
-            raise DlopsError(f"{entry.path} is of no class in wnids.txt: {AGAIN}.")
+            raise damaged(f"{entry.path} is of no class in wnids.txt")

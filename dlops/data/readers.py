@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dlops.data import layouts
 from dlops.data.batches import Split
-from dlops.data.cache import decoded
-from dlops.data.checks import check_images, check_labels, prove
-from dlops.data.layouts import (
-    AGAIN,
-    CIFAR_RECORD,
-    COUNTS,
-    STL_IMAGE,
-    Progress,
-    cifar_names,
-    lines,
-    locate,
-    stl_names,
-    whole,
-    words,
-)
-from dlops.settings import DATASETS, Data, DlopsError
+from dlops.data.cache import check_images, decoded
+from dlops.data.layouts import CIFAR_RECORD, COUNTS, STL_IMAGE, Progress, damaged, locate, readable
+from dlops.settings import DATASETS, Data
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,6 @@ class DataSet:
 
     name: str
     class_names: tuple[str, ...]
-    checksum: str
     train: Split
     val: Split
     test: Split
@@ -52,16 +38,12 @@ class DataSet:
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class _Raw:
-    """A data set as published: images uint8 [N, C, H, W], labels [N]."""
-
-    class_names: Sequence[str]
-    train: tuple[Tensor, np.ndarray]
-    test: tuple[Tensor, np.ndarray]
-    unlabelled: Tensor | None = None
+Part = tuple[Tensor, np.ndarray]  # images uint8 [N, C, H, W], labels [N]
+# A data set as published: the names of its classes, training, test, and images without labels.
+Published = tuple[Sequence[str], Part, Part, Tensor | None]
 
 
+@readable()
 def load(data: Data, seed: int, *, progress: Progress | None = None) -> DataSet:
     """The data set that `data` describes; `seed` draws the stratified validation split.
 
@@ -69,11 +51,9 @@ def load(data: Data, seed: int, *, progress: Progress | None = None) -> DataSet:
     seed, and a smaller one is part of a larger one. `progress` hears (done, total) while images are
     decoded for the first time. Raises DlopsError if files are missing, damaged or incomplete.
     """
-    info = DATASETS[data.name]
-    raw = _READERS[data.name](data, progress)
-    chosen = class_labels(data, len(raw.class_names))
-    names = tuple(raw.class_names[label] for label in chosen)
-    label_of = np.full(len(raw.class_names), -1)
+    names, training, testing, more = _READERS[data.name](data, progress)
+    chosen = class_labels(data, len(names))
+    label_of = np.full(len(names), -1)
     label_of[chosen] = np.arange(len(chosen))
     transform = _transform(data)
 
@@ -81,33 +61,31 @@ def load(data: Data, seed: int, *, progress: Progress | None = None) -> DataSet:
         rows = _choose(labels, lambda sizes: per_class or sizes, seed=0)
         return rows[label_of[labels[rows]] >= 0]
 
-    def split(part: tuple[Tensor, np.ndarray], rows: np.ndarray) -> Split:
+    def split(part: Part, rows: np.ndarray) -> Split:
         images, labels = part
         own = torch.from_numpy(label_of[labels[rows]])
         return Split(images, own, torch.from_numpy(rows), transform)
 
-    rows = subset(raw.train[1], data.per_class)
-    labels = raw.train[1][rows]
+    rows = subset(training[1], data.per_class)
+    labels = training[1][rows]
     held_out = np.zeros(len(rows), dtype=bool)
     held_out[_choose(labels, lambda n: np.clip(np.rint(n * data.val_fraction), 1, n - 1), seed)] = 1
-    train = split(raw.train, rows[~held_out])
-    share = data.label_fraction
+    train, share = split(training, rows[~held_out]), data.label_fraction
     labelled = _choose(labels[~held_out], lambda n: np.maximum(np.rint(n * share), 1), seed)
-    unlabelled = raw.unlabelled
+    unlabelled = None
+    if more is not None:
+        unlabelled = Split(more, torch.full((len(more),), -1), None, transform)
     mean, std = _statistics(train)
     return DataSet(
-        data.name,
-        names,
-        info.checksum,
-        train,
-        split(raw.train, rows[held_out]),
-        split(raw.test, subset(raw.test[1], data.test_per_class)),
-        None
-        if unlabelled is None
-        else Split(unlabelled, torch.full((len(unlabelled),), -1), None, transform),
-        torch.from_numpy(labelled),
-        mean,
-        std,
+        name=data.name,
+        class_names=tuple(names[label] for label in chosen),
+        train=train,
+        val=split(training, rows[held_out]),
+        test=split(testing, subset(testing[1], data.test_per_class)),
+        unlabelled=unlabelled,
+        labelled=torch.from_numpy(labelled),
+        mean=mean,
+        std=std,
     )
 
 
@@ -169,13 +147,25 @@ def _statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _binary(path: Path, count: int, record: int) -> np.ndarray:
     """The file as a memory map uint8 [count, record]; copy on write, so that it stays as it is."""
-    try:
-        return np.asarray(np.memmap(path, np.uint8, "c", shape=(count, record)))
-    except OSError as error:
-        raise DlopsError(f"{path} cannot be read ({error.strerror}).") from None
+    return np.asarray(np.memmap(path, np.uint8, "c", shape=(count, record)))
 
 
-def _digits(data: Data, progress: Progress | None) -> _Raw:
+def _check_labels(path: Path, labels: np.ndarray, classes: int, first: int = 0) -> None:
+    """labels: [N], from `first`; DlopsError unless all are in range, equally many a class."""
+    wrong = np.flatnonzero((labels < first) | (labels >= first + classes))
+    if len(wrong):
+        raise damaged(
+            f"{path}: image {wrong[0]} has the label {labels[wrong[0]]}, but labels are {first} to"
+            f" {first + classes - 1}"
+        )
+    counts, each = np.bincount(labels - first, minlength=classes), len(labels) // classes
+    wrong = np.flatnonzero(counts != each)
+    if len(wrong):
+        number, label = counts[wrong[0]], wrong[0] + first
+        raise damaged(f"{path} has {number} images of class {label}, but must have {each}")
+
+
+def _digits(data: Data, progress: Progress | None) -> Published:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -185,87 +175,75 @@ def _digits(data: Data, progress: Progress | None) -> _Raw:
     labels = digits.target.astype(np.int64)
     is_test = np.zeros(len(labels), dtype=bool)
     is_test[_choose(labels, lambda sizes: np.rint(sizes * 0.2), seed=0)] = True
-    return _Raw(
-        [str(digit) for digit in range(10)],
-        (images[~is_test], labels[~is_test]),
-        (images[is_test], labels[is_test]),
-    )
+    train, test = ((images[part], labels[part]) for part in (~is_test, is_test))
+    return [str(digit) for digit in range(10)], train, test, None
 
 
-def _cifar100(data: Data, progress: Progress | None) -> _Raw:
-    folder = whole("cifar100", locate("cifar100"))
-    names = {labels: cifar_names(folder, labels) for labels in ("coarse", "fine")}
+def _cifar100(data: Data, progress: Progress | None) -> Published:
+    folder = layouts.whole("cifar100", locate("cifar100"))
+    names = layouts.cifar_names(folder)
 
-    def read(name: str, count: int) -> tuple[Tensor, np.ndarray]:
+    def read(name: str, count: int) -> Part:
         path = folder / name
         records = _binary(path, count, CIFAR_RECORD)  # coarse label, fine label, pixels
-        prove(
-            path,
-            *(
-                partial(check_labels, path, records[:, column], len(own), count // len(own))
-                for column, own in enumerate(names.values())
-            ),
-            partial(check_images, path, records[:, 2:]),
-        )
-        labels = records[:, int(data.labels == "fine")].astype(np.int64)
-        return torch.from_numpy(records[:, 2:].reshape(count, 3, 32, 32)), labels
+        coarse, fine, pixels = records[:, 0], records[:, 1], records[:, 2:]
+        _check_labels(path, coarse, len(names["coarse"]))
+        _check_labels(path, fine, len(names["fine"]))
+        check_images(path, pixels)
+        labels = (fine if data.labels == "fine" else coarse).astype(np.int64)
+        return torch.from_numpy(pixels.reshape(count, 3, 32, 32)), labels
 
     train, test, _ = COUNTS["cifar100"]
-    return _Raw(names[data.labels], read("train.bin", train), read("test.bin", test))
+    return names[data.labels], read("train.bin", train), read("test.bin", test), None
 
 
-def _stl10(data: Data, progress: Progress | None) -> _Raw:
-    folder = whole("stl10", locate("stl10"))
-    names = stl_names(folder)
+def _stl10(data: Data, progress: Progress | None) -> Published:
+    folder = layouts.whole("stl10", locate("stl10"))
+    names = layouts.stl_names(folder)
+    train, test, unlabelled = COUNTS["stl10"]
 
     def images(name: str, count: int, used: bool = True) -> Tensor:
         path = folder / f"{name}_X.bin"
         pixels = _binary(path, count, STL_IMAGE)
         if used:
-            prove(path, partial(check_images, path, pixels))
+            check_images(path, pixels)
         return torch.from_numpy(pixels.reshape(count, 3, 96, 96)).transpose(2, 3)
 
-    def read(name: str, count: int) -> tuple[Tensor, np.ndarray]:
+    def read(name: str, count: int) -> Part:
         path = folder / f"{name}_y.bin"
         labels = _binary(path, count, 1)[:, 0]
-        prove(path, partial(check_labels, path, labels, len(names), count // len(names), first=1))
+        _check_labels(path, labels, len(names), first=1)
         return images(name, count), labels.astype(np.int64) - 1
 
-    count, test, unlabelled = COUNTS["stl10"]
-    train = read("train", count)
+    training, more = read("train", train), None
     if data.fold is not None:
-        rows = _fold(folder / "fold_indices.txt", data.fold, count)
-        train = train[0][torch.from_numpy(rows)], train[1][rows]
-    extra = None
+        rows = _fold(folder / "fold_indices.txt", data.fold, train)
+        training = training[0][torch.from_numpy(rows)], training[1][rows]
     if (folder / "unlabeled_X.bin").exists():
-        extra = images("unlabeled", unlabelled, data.unlabelled > 0)
-    return _Raw(names, train, read("test", test), extra)
+        more = images("unlabeled", unlabelled, data.unlabelled > 0)
+    return names, training, read("test", test), more
 
 
 def _fold(path: Path, fold: int, count: int) -> np.ndarray:
     """Rows of the training images of a fold."""
-    folds = list(lines(path))
+    folds = list(layouts.lines(path))
     if len(folds) != 10:
-        raise DlopsError(f"{path} has {len(folds)} folds, but must have 10: {AGAIN}.")
-    number, line = folds[fold]
+        raise damaged(f"{path} has {len(folds)} folds, but must have 10")
+    place, line = folds[fold]
     rows = line.split()
     if not all(row.isdecimal() and int(row) < count for row in rows) or len({*rows}) < len(rows):
-        raise DlopsError(f"{path}, line {number}: not different numbers below {count}: {AGAIN}.")
+        raise damaged(f"{place}: not different numbers below {count}")
     return np.array(rows, dtype=np.int64)
 
 
-def _tiny_imagenet(data: Data, progress: Progress | None) -> _Raw:
+def _tiny_imagenet(data: Data, progress: Progress | None) -> Published:
     """Its test images have no labels, so the published validation images are the test set."""
     folder = locate("tiny-imagenet")
-    names = list(words(folder).values())
+    names = list(layouts.words(folder).values())
     pixels, labels = decoded(folder, progress)
     images, train = torch.from_numpy(pixels), COUNTS["tiny-imagenet"][0]
-    return _Raw(names, (images[:train], labels[:train]), (images[train:], labels[train:]))
+    return names, (images[:train], labels[:train]), (images[train:], labels[train:]), None
 
 
-_READERS: dict[str, Callable[[Data, Progress | None], _Raw]] = {
-    "digits": _digits,
-    "tiny-imagenet": _tiny_imagenet,
-    "cifar100": _cifar100,
-    "stl10": _stl10,
-}
+_READERS = {"digits": _digits, "cifar100": _cifar100, "stl10": _stl10}
+_READERS["tiny-imagenet"] = _tiny_imagenet
