@@ -30,7 +30,7 @@ class StackedClassifier(nn.Module):
     """Fully connected layers on pixels, and a linear output layer.
 
     Images are uint8, or floats in [0, 1], of any shape with input_size
-    values each; mean and std standardise them inside the model.
+    values each.
 
     sizes: units of the hidden layers
     activation: "relu", "tanh" or "gelu", after each hidden layer
@@ -39,9 +39,6 @@ class StackedClassifier(nn.Module):
         class whose logit is negative for every image gets no gradient, and
         is never predicted.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -52,8 +49,6 @@ class StackedClassifier(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
         relu_logits: bool = False,
-        mean: float = 0.0,
-        std: float = 1.0,
     ):
         super().__init__()
         widths = [input_size, *sizes]
@@ -63,18 +58,14 @@ class StackedClassifier(nn.Module):
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
         self.relu_logits = relu_logits
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
         for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Images [B, ...] -> standardised inputs [B, input_size]."""
+        """Images [B, ...] -> floats in [0, 1], [B, input_size]."""
         x = images.flatten(1).to(self.head.weight)
-        if images.dtype == torch.uint8:
-            x = x / 255
-        return (x - self.mean) / self.std
+        return x / 255 if images.dtype == torch.uint8 else x
 
     def encode(self, x: Tensor, part: slice) -> Tensor:
         """Through a part of the hidden layers: [B, inputs] -> [B, units]."""
@@ -124,19 +115,17 @@ class Decoder(nn.Module):
 
 def make_decoders(
     model: StackedClassifier,
-    *,
     tied: bool = False,
-    output: str = "sigmoid",
     hidden: str = "linear",
 ) -> nn.ModuleList:
     """A decoder for each layer, from the model's weights as they are now.
 
-    output: "sigmoid" for pixels in [0, 1], "linear" for standardised ones
-    hidden: the other decoders' output. A ReLU, though codes are positive,
-        would leave many outputs at 0 for every image, without a gradient.
+    The first gives pixels, through a sigmoid. hidden: the others' output. A
+    ReLU, though codes are positive, would leave many outputs at 0 for every
+    image, without a gradient.
     """
     layers: Any = model.encoder
-    outputs = [output] + [hidden] * (len(layers) - 1)
+    outputs = ["sigmoid"] + [hidden] * (len(layers) - 1)
     pairs = zip(layers, outputs, strict=True)
     return nn.ModuleList(Decoder(layer, name, tied) for layer, name in pairs)
 
@@ -144,59 +133,28 @@ def make_decoders(
 def pretrain_layerwise(
     model: StackedClassifier,
     images: Tensor,
-    *,
-    val_images: Tensor,
-    tied: bool = False,
-    output: str = "sigmoid",
     decoders: nn.ModuleList | None = None,
+    *,
     start_layer: int = 0,
     start: dict[str, Any] | None = None,
     **training: Any,
 ) -> nn.ModuleList:
     """Train layer after layer; the earlier ones stay as they are.
 
-    images, val_images: [N, ...], uint8 or floats in [0, 1]; on any device,
-        or memory-mapped
-    tied, output: see `make_decoders`
-    decoders, start_layer, start: those of an interrupted run, the layer (from
-        0) at which to go on, and its first_epoch and optimizer_state
-    training: epochs (for each layer), batch_size, lr, seed, noise, on_epoch;
-        see `train_part`
+    images: [N, ...], uint8 or floats in [0, 1]; on any device, or
+        memory-mapped
+    decoders: what `make_decoders` gives, which is the default
+    start_layer, start: of an interrupted run, the layer (from 0) at which to
+        go on, and its first_epoch and optimizer_state
+    training: val_images, epochs (for each layer), batch_size, lr, seed,
+        noise, on_epoch; see `train_part`
 
     Returns the decoders. Leaves the model in eval mode.
     """
-    if decoders is None:
-        decoders = make_decoders(model, tied=tied, output=output)
+    decoders = make_decoders(model) if decoders is None else decoders
     for k in range(start_layer, len(model.encoder)):
-        part = slice(k, k + 1)
         own = {**training, **(start or {})} if k == start_layer else training
-        train_part(model, decoders, part, images, val_images, **own)
-    return decoders
-
-
-def pretrain_end_to_end(
-    model: StackedClassifier,
-    images: Tensor,
-    *,
-    val_images: Tensor,
-    tied: bool = False,
-    output: str = "sigmoid",
-    decoders: nn.ModuleList | None = None,
-    **training: Any,
-) -> nn.ModuleList:
-    """Train all layers at once, as one deep auto-encoder of the pixels.
-
-    As `pretrain_layerwise`, with the activation between the decoders, too.
-    """
-    if decoders is None:
-        hidden = model.activation
-        decoders = make_decoders(
-            model,
-            tied=tied,
-            output=output,
-            hidden=hidden,
-        )
-    train_part(model, decoders, slice(None), images, val_images, **training)
+        train_part(model, decoders, slice(k, k + 1), images, **own)
     return decoders
 
 
@@ -205,8 +163,8 @@ def train_part(
     decoders: nn.ModuleList,
     part: slice,
     images: Tensor,
-    val_images: Tensor,
     *,
+    val_images: Tensor,
     epochs: int,
     batch_size: int,
     lr: float,
@@ -311,4 +269,4 @@ def reconstruct(
     """
     codes = model.codes(images, layers)
     x = decode(model, decoders, codes, slice(layers))
-    return (x * model.std + model.mean).clamp(0, 1).view(images.shape)
+    return x.clamp(0, 1).view(images.shape)

@@ -124,6 +124,5 @@ def geometry(test: Evaluation, classes: int) -> dict[str, float]:
     """Mean distance of test points to their class mean, and between class means."""
     means = test.class_means(classes)
     within = (test.points - means[test.labels]).norm(dim=1).mean().item()
-    present = means[means.isfinite().all(dim=1)]
-    between = torch.pdist(present).mean().item()
+    between = torch.pdist(means[means.isfinite().all(dim=1)]).mean().item()
     return {"within_class": within, "between_class": between}

@@ -68,78 +68,48 @@ class Experiment:
             if checked is not value:  # one identity, however it was written
                 group = dataclasses.replace(getattr(self, part), **{field.name: checked})
                 object.__setattr__(self, part, group)
-            problem = misplaced(name, names) if checked != field.default else None
-            if problem:
+            if checked != field.default and (problem := misplaced(name, names)):
                 raise DlopsError(problem)
-        for wrong, sentence in self._rules():
-            if wrong:
-                raise DlopsError(sentence)
+        for sentence in self._problems():
+            raise DlopsError(sentence)
 
-    def _rules(self) -> Iterator[tuple[bool, str]]:
-        """What must not be, and the sentence that says so."""
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with these settings together, a sentence each."""
         data, model, loss, seed = self.data, self.model, self.loss, self.seed
-        whole = isinstance(seed, int) and not isinstance(seed, bool)
-        yield (
-            not (whole and 0 <= seed < 2**31),
-            f"seed is {seed!r}, but must be a whole number from 0 to 2147483647.",
-        )
-        yield (
-            self.keep not in KEEP,
-            f"keep is {self.keep!r}, but must be one of {', '.join(KEEP)}.",
-        )
-        yield (
-            (model.weights == "run") != (self.parent is not None),
-            "weights='run' needs a parent experiment, and a parent needs it.",
-        )
-        yield (
-            model.name != "resnet18" and not model.sizes,
-            f"model {model.name} needs sizes, for example [1024, 512, 128].",
-        )
-        yield (
-            (model.name == "autoencoder") != (loss.name == "reconstruction"),
-            "loss reconstruction goes with model autoencoder, and only with it.",
-        )
-        yield (
-            model.name == "stacked" and loss.name != "cross-entropy",
-            f"model stacked trains with cross-entropy, not with {loss.name}.",
-        )
         title, total = DATASETS[data.name].title, self._labels
-        yield (
-            (data.classes or 0) > total,
-            f"classes is {data.classes}, but {title} has only {total}.",
-        )
-        yield (
-            data.class_seed is not None and (data.classes or total) >= total,
-            f"class_seed draws some of {title}'s classes: set classes to fewer than {total}.",
-        )
-        yield (
-            data.labels == "coarse" and data.name != "cifar100",
-            f"labels='coarse' applies to data cifar100, not to {data.name}.",
-        )
+        if type(seed) is not int or not 0 <= seed < 2**31:
+            yield f"seed is {seed!r}, but must be a whole number from 0 to 2147483647."
+        if self.keep not in KEEP:
+            yield f"keep is {self.keep!r}, but must be one of {', '.join(KEEP)}."
+        if (model.weights == "run") != (self.parent is not None):
+            yield "weights='run' needs a parent experiment, and a parent needs it."
+        if model.name != "resnet18" and not model.sizes:
+            yield f"model {model.name} needs sizes, for example [1024, 512, 128]."
+        if (model.name == "autoencoder") != (loss.name == "reconstruction"):
+            yield "loss reconstruction goes with model autoencoder, and only with it."
+        if model.name == "stacked" and loss.name != "cross-entropy":
+            yield f"model stacked trains with cross-entropy, not with {loss.name}."
+        if (data.classes or 0) > total:
+            yield f"classes is {data.classes}, but {title} has only {total}."
+        if data.class_seed is not None and (data.classes or total) >= total:
+            yield f"class_seed draws some of {title}'s classes: set classes to fewer than {total}."
+        if data.labels == "coarse" and data.name != "cifar100":
+            yield f"labels='coarse' applies to data cifar100, not to {data.name}."
         for name in ("fold", "unlabelled"):
-            yield (
-                getattr(data, name) not in (None, 0) and data.name != "stl10",
-                f"{name} applies to data stl10, not to {data.name}.",
-            )
-        yield (
-            data.name == "digits" and data.augment == "crop-flip",
-            "augment='crop-flip' would mirror digits; choose 'crop' or 'none'.",
-        )
-        yield (
-            loss.name == "triplet" and loss.classes_per_batch > self.num_classes,
-            f"classes_per_batch is {loss.classes_per_batch}, but there are only"
-            f" {self.num_classes} classes.",
-        )
-        yield (
-            loss.name == "triplet" and loss.scale != 1 and loss.margin != "soft",
-            f"scale is {loss.scale:g}, but applies only to margin='soft'.",
-        )
+            if getattr(data, name) not in (None, 0) and data.name != "stl10":
+                yield f"{name} applies to data stl10, not to {data.name}."
+        if data.name == "digits" and data.augment == "crop-flip":
+            yield "augment='crop-flip' would mirror digits; choose 'crop' or 'none'."
+        if loss.name == "triplet" and loss.classes_per_batch > self.num_classes:
+            own = loss.classes_per_batch
+            yield f"classes_per_batch is {own}, but there are only {self.num_classes} classes."
+        if loss.name == "triplet" and loss.scale != 1 and loss.margin != "soft":
+            yield f"scale is {loss.scale:g}, but applies only to margin='soft'."
 
     @property
     def _labels(self) -> int:
         """Classes of the whole data set, under the label set that is used."""
-        coarse = self.data.labels == "coarse"
-        return 20 if coarse else DATASETS[self.data.name].num_classes
+        return 20 if self.data.labels == "coarse" else DATASETS[self.data.name].num_classes
 
     @property
     def num_classes(self) -> int:

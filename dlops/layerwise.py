@@ -15,9 +15,9 @@ from dlops.autoencoder import (
     StackedClassifier,
     all_codes,
     make_decoders,
-    pretrain_end_to_end,
     pretrain_layerwise,
     reconstruct,
+    train_part,
 )
 from dlops.build import Network
 from dlops.data import DataSet, Split
@@ -95,7 +95,6 @@ def train(
 
     settings: dict[str, Any] = {
         "val_images": val,
-        "decoders": decoders,
         "epochs": schedule.epochs,
         "batch_size": schedule.batch_size,
         "lr": optimizer.lr,
@@ -104,9 +103,9 @@ def train(
         "on_epoch": on_epoch,
     }
     if layerwise:
-        pretrain_layerwise(body, images, start_layer=start_layer, start=start, **settings)
+        pretrain_layerwise(body, images, decoders, start_layer=start_layer, start=start, **settings)
     else:
-        pretrain_end_to_end(body, images, **settings, **start)
+        train_part(body, decoders, slice(None), images, **settings, **start)
     return outcome(body, decoders, (images, val, data.test), history, layerwise)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
 from scipy.stats import binomtest, bootstrap, t
 
 Floats = NDArray[np.float64]
@@ -18,10 +17,9 @@ Ints = NDArray[np.int64]
 
 
 def topk_correct(predictions: ArrayLike, labels: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Whether each row's label is among its first k predictions, [N].
+    """[N]: whether each of labels [N] is among the first k of predictions [N, K], best first.
 
-    predictions: [N, K] classes, best first; labels: [N]. (scikit-learn's top_k_accuracy_score
-    wants the scores of all classes, which results do not keep.)
+    (scikit-learn's top_k_accuracy_score wants the scores of all classes, which none keeps.)
     """
     predictions, labels = _rows(predictions, labels)
     if not 1 <= k <= predictions.shape[1]:
@@ -38,33 +36,28 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Ints
     """Counts [C, C]: a row per true class, a column per predicted class. labels, predicted: [N]."""
     from sklearn.metrics import confusion_matrix
 
-    labels, predicted = _rows(labels, predicted)
-    both = np.concatenate([labels, predicted])
+    both = np.stack(_rows(labels, predicted))
     if both.min() < 0 or both.max() >= num_classes:
-        raise ValueError(
-            f"classes must lie between 0 and {num_classes - 1}, not {both.min()} and {both.max()}"
-        )
+        found = f"{both.min()} and {both.max()}"
+        raise ValueError(f"classes must lie between 0 and {num_classes - 1}, not {found}")
     return confusion_matrix(labels, predicted, labels=range(num_classes))
 
 
 def class_accuracy(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> Floats:
     """Top-1 accuracy of each class, [C]; nan for a class without images."""
     matrix = confusion(labels, predicted, num_classes)
-    total = matrix.sum(axis=1)
-    return np.where(total > 0, matrix.diagonal() / np.maximum(total, 1), np.nan)
+    with np.errstate(invalid="ignore"):
+        return matrix.diagonal() / matrix.sum(axis=1)
 
 
 def most_confused(
     matrix: ArrayLike, names: Sequence[str], n: int = 10
 ) -> list[tuple[str, str, int, float]]:
-    """The n largest off-diagonal cells of a confusion matrix [C, C], largest first.
-
-    Each is (true class, predicted class, count, share of the true class); empty cells are left out.
-    """
+    """(true class, predicted class, count, share of the true class) of the n largest errors."""
     matrix = np.asarray(matrix)
     wrong = matrix - np.diag(matrix.diagonal())
-    order = np.argsort(-wrong, axis=None, kind="stable")[:n]
-    pairs = [divmod(int(cell), len(matrix)) for cell in order]
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:n]
+    pairs = [divmod(int(cell), len(matrix)) for cell in largest]
     return [
         (names[i], names[j], int(wrong[i, j]), float(wrong[i, j] / matrix[i].sum()))
         for i, j in pairs
@@ -80,43 +73,31 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap_interval(
-    values: ArrayLike, *, seed: int = 0, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval for the mean of two or more values [N] (Efron 1979)."""
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        raise ValueError(f"an interval takes two values or more, not {len(values)}")
-    low, high = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=draws,
-        confidence_level=level,
-        method="percentile",
-        batch=max(1, 1_000_000 // len(values)),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(low), float(high)
-
-
 def paired_bootstrap(
     correct_a: ArrayLike, correct_b: ArrayLike, *, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Accuracy of A minus that of B on the same images, and its interval.
+    """Accuracy of A minus that of B on the same images, and its interval (Efron 1979).
 
-    correct_a, correct_b: [N] booleans. Images are resampled together. Returns (difference, low,
-    high), each between -1 and 1.
+    correct_a, correct_b: [N] booleans, N >= 2. Percentiles of 2,000 draws of images.
     """
     a, b = _rows(correct_a, correct_b)
+    if len(a) < 2:
+        raise ValueError(f"an interval takes two images or more, not {len(a)}")
     difference = a.astype(np.float64) - b
-    return float(difference.mean()), *bootstrap_interval(difference, seed=seed, level=level)
+    low, high = bootstrap(
+        (difference,),
+        np.mean,
+        n_resamples=2000,
+        confidence_level=level,
+        method="percentile",
+        batch=max(1, 1_000_000 // len(a)),
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(difference.mean()), float(low), float(high)
 
 
 def student_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of a few values [N], such as differences by seed, and Student's t-interval for it.
-
-    One value has no interval: low and high are nan.
-    """
+    """Mean of values [N], and Student's t-interval for it; nan for its ends if N is 1."""
     values = np.asarray(values, np.float64)
     mean, n = float(values.mean()), len(values)
     if n < 2:
@@ -126,10 +107,9 @@ def student_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, flo
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
-    """Exact two-sided p-value of McNemar's test: are A and B equally often right?
+    """Exact two-sided p-value of McNemar's test (1947): are A and B equally often right?
 
-    correct_a, correct_b: [N] booleans on the same images. Only the images on which they disagree
-    count, under Binomial(n, 1/2) (McNemar 1947); 1 if they never disagree.
+    [N] booleans on the same images, of which those count that they disagree on; 1 for none.
     """
     a, b = _rows(correct_a, correct_b)
     n = int((a != b).sum())
@@ -137,31 +117,12 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values: they bound the risk of any false alarm.
-
-    Here because scipy has only false discovery rates.
-    """
+    """Holm's (1979) adjusted p-values: they bound the risk of any false alarm (scipy has none)."""
     order = np.argsort(p, kind="stable")
     stepped = np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(stepped))
     return adjusted.tolist()
-
-
-def nearest_class_mean(
-    train_embeddings: ArrayLike, train_labels: ArrayLike, embeddings: ArrayLike, k: int = 5
-) -> Ints:
-    """The k classes whose training mean is nearest (Euclidean), nearest first.
-
-    train_embeddings: [M, D]; train_labels: [M]; embeddings: [N, D]. Returns [N, min(k, C)] class
-    labels, of the C classes that occur in train_labels. (scikit-learn's NearestCentroid tells
-    the first class alone, and refuses an embedding that has collapsed.)
-    """
-    train_embeddings, train_labels = _rows(train_embeddings, train_labels)
-    classes = np.unique(train_labels)
-    means = [train_embeddings[train_labels == c].mean(axis=0, dtype=np.float64) for c in classes]
-    distance = cdist(np.asarray(embeddings), np.stack(means), "sqeuclidean")
-    return classes[np.argsort(distance, axis=1, kind="stable")[:, :k]]
 
 
 def knn_accuracy(
@@ -171,10 +132,9 @@ def knn_accuracy(
     labels: ArrayLike,
     k: int = 20,
 ) -> float:
-    """Top-1 accuracy of the vote of the k nearest training embeddings (Euclidean).
+    """Top-1 accuracy of the vote of the k nearest of M training embeddings [M, D], of [N, D].
 
-    train_embeddings: [M, D]; train_labels: [M]; embeddings: [N, D]; labels: [N]. A tied vote goes
-    to the smallest label. Memory grows with M + N, not with M x N.
+    A tied vote goes to the smallest label. Memory grows with M + N, not with M x N.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -182,16 +142,14 @@ def knn_accuracy(
     embeddings, labels = _rows(embeddings, labels)
     centre = train_embeddings.mean(axis=0, dtype=np.float64)  # distances are rounded around zero
     voters = KNeighborsClassifier(min(k, len(train_labels)))
-    return float(
-        voters.fit(train_embeddings - centre, train_labels).score(embeddings - centre, labels)
-    )
+    voters.fit(train_embeddings - centre, train_labels)
+    return float(voters.score(embeddings - centre, labels))
 
 
 def tsne(embeddings: ArrayLike, seed: int, perplexity: float = 30) -> NDArray[np.float32]:
     """t-SNE [M, 2] of embeddings [M, D] after PCA to 50 dimensions (van der Maaten, Hinton 2008).
 
-    With few rows the perplexity is lowered to (M - 1) / 3. One thread: on a shared machine more
-    are many times slower, and the result would depend on their number.
+    perplexity: at most (M - 1) / 3. One thread: the result depends on how many there are.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

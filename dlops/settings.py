@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import ge, gt, le
 from typing import Any
@@ -181,30 +181,24 @@ def choices(name: str) -> tuple[Any, ...]:
     return FIELDS[name][1].metadata["words"] if name in FIELDS else ()
 
 
-def _accepts(annotation: str, value: Any) -> bool:
-    for kind in annotation.split(" | "):
-        if kind == "None" and value is None:
-            return True
-        if kind == "bool" and isinstance(value, bool):
-            return True
-        if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
-            return True
-        if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return math.isfinite(value)
-        if kind == "str" and isinstance(value, str):
-            return True
-        if kind.startswith("tuple") and isinstance(value, tuple) and value:
-            return all(isinstance(item, int) and item > 0 for item in value)
-    return False
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "None": "nothing",
-    "tuple[int, ...]": "a list of positive whole numbers",
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of annotations
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a number", _number),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "None": ("nothing", lambda value: value is None),
+    "tuple[int, ...]": (
+        "a list of positive whole numbers",
+        lambda value: (
+            isinstance(value, tuple)
+            and len(value) > 0
+            and all(isinstance(item, int) and item > 0 for item in value)
+        ),
+    ),
 }
 
 
@@ -212,37 +206,34 @@ def check(name: str, value: Any) -> Any:
     """The value in its field's type, or a DlopsError that names both."""
     field = FIELDS[name][1]
     annotation, limits = str(field.type), field.metadata
+    accepted = annotation.split(" | ")
     if isinstance(value, list):
         value = tuple(value)
-    if "float" in annotation and isinstance(value, str):  # YAML 1.1 reads 5e-05 as text
+    if "float" in accepted and isinstance(value, str):  # YAML 1.1 reads 5e-05 as text
         with contextlib.suppress(ValueError):
             value = float(value)
     if value == field.default and type(value) is type(field.default):
         return value
-    choices = limits["words"]
-    if not _accepts(annotation, value):
-        wanted = " or ".join(_KINDS[kind] for kind in annotation.split(" | ") if kind != "None")
+    if not any(_KINDS[kind][1](value) for kind in accepted):
+        wanted = " or ".join(_KINDS[kind][0] for kind in accepted if kind != "None")
         raise DlopsError(f"{name} is {value!r}, but must be {wanted} ({limits['help']}).")
-    if isinstance(value, str) and choices and value not in choices:
-        known = ", ".join(str(choice) for choice in choices)
-        raise DlopsError(f"{name} is {value!r}, but must be one of {known}.")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, str) and limits["words"] and value not in limits["words"]:
+        raise DlopsError(f"{name} is {value!r}, but must be one of {', '.join(limits['words'])}.")
+    if _number(value):
         for word, fine in (("at least", ge), ("above", gt), ("at most", le)):
             limit = limits[word]
             if limit is not None and not fine(value, limit):
                 raise DlopsError(
                     f"{name} is {value}, but must be {word} {limit:g} ({limits['help']})."
                 )
-        if "float" in annotation:
+        if "float" in accepted:
             value = float(value)
     return value
 
 
 def kinds(flat: Mapping[str, Any]) -> dict[str, str]:
     """The model, loss and optimizer of flat settings: what decides which others apply."""
-    return {
-        part: flat.get(part, FIELDS[part][1].default) for part in ("model", "loss", "optimizer")
-    }
+    return {p: flat.get(p, FIELDS[p][1].default) for p in ("model", "loss", "optimizer")}
 
 
 def misplaced(name: str, names: Mapping[str, str]) -> str | None:

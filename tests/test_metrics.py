@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 from sklearn.metrics import top_k_accuracy_score
-from sklearn.neighbors import NearestCentroid
 
 from dlops import metrics
 
@@ -53,7 +52,6 @@ def test_rows_that_do_not_match_are_refused(rng):
         lambda n: metrics.confusion(y, y[:n], 6),
         lambda n: metrics.paired_bootstrap(y > 0, y[:n] > 0),
         lambda n: metrics.mcnemar(y > 0, y[:n] > 0),
-        lambda n: metrics.nearest_class_mean(x, y[:n], x),
         lambda n: metrics.knn_accuracy(x, y[:n], x, y),
         lambda n: metrics.knn_accuracy(x, y, x, y[:n]),
     ]
@@ -100,14 +98,15 @@ def test_wilson_equals_its_formula():
 
 
 @pytest.mark.parametrize("n", [2, 50, 2000])
-def test_bootstrap_interval_equals_the_plain_loop(rng, n):
+def test_the_bootstrap_equals_the_plain_loop(rng, n):
     values = rng.random(n) < 0.7
     draw = np.random.default_rng(3)
     means = [values[draw.integers(n, size=n)].mean() for _ in range(2000)]
     expected = tuple(np.quantile(means, [0.025, 0.975]))
-    assert metrics.bootstrap_interval(values, seed=3) == pytest.approx(expected, abs=1e-12)
-    with pytest.raises(ValueError, match="two values or more, not 1"):
-        metrics.bootstrap_interval(values[:1])
+    found = metrics.paired_bootstrap(values, np.zeros(n, bool), seed=3)
+    assert found == pytest.approx((values.mean(), *expected), abs=1e-12)
+    with pytest.raises(ValueError, match="two images or more, not 1"):
+        metrics.paired_bootstrap(values[:1], values[:1])
 
 
 def test_student_interval_equals_scipy(rng):
@@ -169,25 +168,10 @@ def test_knn_equals_explicit_distances(rng, dtype):
         assert found == pytest.approx(expected, abs=1e-15)
 
 
-def test_nearest_class_mean_equals_explicit_distances(rng):
-    train_labels = np.repeat([2, 5, 6, 7, 9, 11], 30)
-    train, test = rng.normal(size=(180, 4)), rng.normal(size=(1500, 4))
-    predictions = metrics.nearest_class_mean(train, train_labels, test, k=5)
-    assert predictions.shape == (1500, 5)
-    oracle = NearestCentroid().fit(train, train_labels)
-    np.testing.assert_array_equal(predictions[:, 0], oracle.predict(test))
-    for row, x in zip(predictions, test, strict=True):
-        distances = [np.linalg.norm(x - train[train_labels == c].mean(axis=0)) for c in row]
-        assert distances == sorted(distances)
-    assert metrics.nearest_class_mean(train, train_labels, test, k=10).shape == (1500, 6)
-
-
 def test_neighbours_stay_exact_far_from_the_origin():
     """Expanding |x - y|^2 around zero would lose these differences even in float64."""
     labels = np.repeat(np.arange(50), 2)
     train = np.arange(100)[:, None] * 1e-3 + 1e8
-    predictions = metrics.nearest_class_mean(train, labels, train, k=3)
-    np.testing.assert_array_equal(predictions[:, 0], labels)
     assert metrics.knn_accuracy(train, labels, train, labels, k=1) == 1.0
 
 
