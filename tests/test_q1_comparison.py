@@ -156,5 +156,5 @@ def test_confused_images_are_those_of_either_network(monkeypatch, capsys):
     assert {"1 by one alone", "2 by both", "3 by other alone."} <= {
         part.split(": ")[-1] for part in said[0].split(", ")
     }
-    q1_comparison.confused({"one": one, "other": other}, DATA, 5, 4)
+    q1_comparison.confused({"one": one, "other": other}, DATA, 4, 4)
     assert len(said) == 1 and "none" in capsys.readouterr().out

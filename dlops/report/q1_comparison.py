@@ -90,9 +90,10 @@ def maps(
 def confused(results: Mapping[str, Result], data: DataSet, a: int, b: int, key: str = "") -> None:
     """The test images of classes a and b that one or both of two networks take for the other."""
     names, labels = data.class_names, next(iter(results.values())).labels
+    guesses = {name: result.predictions[:, 0] for name, result in results.items()}
     taken = {
-        name: np.isin(labels, (a, b)) & (result.predictions[:, 0] == np.where(labels == a, b, a))
-        for name, result in results.items()
+        name: np.isin(labels, (a, b)) & np.isin(guess, (a, b)) & (guess != labels)
+        for name, guess in guesses.items()
     }
     found = np.flatnonzero(np.any(list(taken.values()), axis=0))
     by = [next(n for n in taken if taken[n][i]) for i in found]
