@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from markupsafe import Markup
 
 from dlops.export.exporter import Verdict, render, write
-from dlops.export.page import number
+from dlops.export.page import number, words
 from dlops.settings import DlopsError
 
 
@@ -35,8 +35,8 @@ def _chapter(path: Path, position: int) -> dict[str, Any]:
     if not path.is_file():
         raise DlopsError(f"There is no report {path}; run `dlops report` first.")
     soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-    article = soup.find("article", id="report")
-    if not isinstance(article, Tag) or article.h1 is None:
+    article = soup.select_one("article#report:has(h1)")
+    if article is None:
         raise DlopsError(f"{path} is no report exported by dlops; run `dlops report` again.")
     number(article, f"{position}.")
     prefix = f"c{position}-"
@@ -46,25 +46,18 @@ def _chapter(path: Path, position: int) -> dict[str, Any]:
         if str(tag.get("href", "")).startswith("#"):
             tag["href"] = f"#{prefix}{str(tag['href'])[1:]}"
         for name in ("aria-labelledby", "aria-describedby", "headers"):
-            words = [
-                word for value in tag.get_attribute_list(name) if value for word in value.split()
-            ]
-            if words:
-                tag[name] = " ".join(prefix + word for word in words)
+            if ids := " ".join(filter(None, tag.get_attribute_list(name))).split():
+                tag[name] = " ".join(prefix + id for id in ids)
         if re.fullmatch("h[1-5]", tag.name):
             tag.name = f"h{int(tag.name[1]) + 1}"
         if tag.name == "style":  # of pandas' Styler
             tag.string = tag.get_text().replace("#T_", f"#{prefix}T_")
-    heading = article.find("h2")
-    assert isinstance(heading, Tag)
+    heading = article.select("h2")[0]
     return {
         "number": position,
         "id": heading["id"],
-        "title": " ".join(heading.get_text().split()),
-        "sections": [
-            {"id": tag["id"], "text": " ".join(tag.get_text().split())}
-            for tag in article.find_all("h3")
-        ],
+        "title": words(heading),
+        "sections": [{"id": tag["id"], "text": words(tag)} for tag in article.find_all("h3")],
         "failed": article.find(class_="failed") is not None,
         "html": Markup(article.decode_contents()),
     }

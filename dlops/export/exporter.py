@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -16,9 +15,11 @@ from bs4 import BeautifulSoup
 from jinja2 import Environment, pass_context
 from markupsafe import Markup
 from nbconvert.exporters import HTMLExporter
+from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 from traitlets import default
 
+from dlops.disk import replaced
 from dlops.export import maths, page
 from dlops.settings import DlopsError
 
@@ -29,6 +30,7 @@ PUBLISHED = ("standard", "full", "lite", "original")
 Verdict = str | None
 """None for a run that finished; otherwise one sentence that says why it counts as failed."""
 
+_LIVE = f"widget|javascript|{re.escape(SENTINEL)}"
 _PARAMETERS = {"parameters": "Parameters", "injected-parameters": "Parameters of this run"}
 
 
@@ -65,8 +67,7 @@ class ReportExporter(HTMLExporter):
     def default_filters(self) -> Iterable[tuple[str, Any]]:
         """nbconvert's, and `phrase` and `summary`."""
         yield from super().default_filters()
-        yield "phrase", lambda text: Markup(maths.phrase(text))
-        yield "summary", _summary
+        yield from (("phrase", maths.phrase), ("summary", _summary))
 
     def from_notebook_node(  # type: ignore[override]
         self, nb: NotebookNode, resources: dict[str, Any] | None = None, **kw: Any
@@ -79,39 +80,34 @@ class ReportExporter(HTMLExporter):
             self.log.warning("FAILED: %s", failed)
         nb = nbformat.from_dict(nb)
         for cell in nb.cells:
-            _drop_live(cell)
+            if "outputs" in cell:
+                _drop_live(cell)
         text, resources = super().from_notebook_node(nb, resources, **kw)
         return page.finish(text, resources["report"]), resources
 
 
 def _drop_live(cell: NotebookNode) -> None:
     """Leave out what only a live notebook shows; a cell that failed is shown whatever its tags."""
-    outputs = cell.get("outputs", [])
-    if any(output.output_type == "error" for output in outputs):
+    if any(output.output_type == "error" for output in cell.outputs):
         cell.metadata["tags"] = []
-    if outputs:
-        cell.outputs = [
-            output
-            for output in outputs
-            if not output.get("metadata", {}).get("live_only")
-            and SENTINEL not in output.get("data", {})
-            and not any(re.search("widget|javascript", mime) for mime in output.get("data", {}))
-        ]
+    cell.outputs = [
+        output
+        for output in cell.outputs
+        if not output.get("metadata", {}).get("live_only")
+        and not any(re.search(_LIVE, mime) for mime in output.get("data", {}))
+    ]
 
 
 def _summary(cell: NotebookNode) -> str | None:
     """What a folded cell is called; "" leaves that to the heading before it, None is unfolded."""
-    tags = set(cell.metadata.get("tags", ()))
-    if tags & set(_PARAMETERS):
-        return next(words for tag, words in _PARAMETERS.items() if tag in tags)
+    tags = cell.metadata.get("tags", ())
+    for tag, words in _PARAMETERS.items():
+        if tag in tags:
+            return words
     if "fold" not in tags:
         return None
-    for output in cell.get("outputs", ()):
-        about = output.get("metadata", {})
-        for place in (about, *(part for part in about.values() if isinstance(part, dict))):
-            if place.get("summary"):
-                return str(place["summary"])
-    return ""
+    told = (output.get("metadata", {}).get("summary") for output in cell.get("outputs", ()))
+    return next(filter(None, told), "")
 
 
 def _css_string(text: str) -> Markup:
@@ -132,14 +128,10 @@ def _code(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
 
 
-def _payload(notebook: NotebookNode) -> dict[str, Any] | None:
+def _payload(code: list[NotebookNode]) -> dict[str, Any] | None:
     """What the sentinel in the last code cell says, or None without one."""
-    code = _code(notebook)
-    for output in code[-1].outputs if code else ():
-        data = output.get("data", {}).get(SENTINEL)
-        if data is not None:
-            return json.loads(data) if isinstance(data, str) else dict(data)
-    return None
+    said = (output.get("data", {}).get(SENTINEL) for cell in code[-1:] for output in cell.outputs)
+    return next((dict(data) for data in said if data is not None), None)
 
 
 def verdict(notebook: Path | NotebookNode) -> Verdict:
@@ -148,21 +140,21 @@ def verdict(notebook: Path | NotebookNode) -> Verdict:
     A run fails by an exception in any cell, or when the last code cell lacks the sentinel: after a
     killed kernel the cells look completed, but nothing has written that.
     """
-    nb = _read(notebook) if isinstance(notebook, Path) else notebook
-    code = _code(nb)
+    code = _code(_read(notebook) if isinstance(notebook, Path) else notebook)
+    reached = 0
     for number, cell in enumerate(code, 1):
+        reached = number if cell.outputs else reached
         for output in cell.outputs:
             if output.output_type == "error":
-                what = ": ".join(part for part in (output.ename, output.evalue.strip()) if part)
-                what = re.sub(r"\x1b\[[0-9;]*m", "", what).split("\n")[0]
+                what = ": ".join(filter(None, (output.ename, output.evalue.strip())))
+                what = strip_ansi(what).split("\n")[0]
                 return f"Code cell {number} of {len(code)} stopped with {what}"
-    if _payload(nb) is None:
-        reached = max((n for n, cell in enumerate(code, 1) if cell.outputs), default=0)
-        return (
-            "The run did not reach its end: the last cell left no finishing mark, so the kernel "
-            f"was stopped or died. The last output comes from code cell {reached} of {len(code)}."
-        )
-    return None
+    if _payload(code) is not None:
+        return None
+    return (
+        "The run did not reach its end: the last cell left no finishing mark, so the kernel was"
+        f" stopped or died. The last output comes from code cell {reached} of {len(code)}."
+    )
 
 
 def record(notebook: NotebookNode, name: str, title: str | None = None) -> dict[str, Any]:
@@ -171,12 +163,12 @@ def record(notebook: NotebookNode, name: str, title: str | None = None) -> dict[
     Its title is the payload's, which names what was run; without one the given title, the
     notebook's first heading or its file name.
     """
-    said = _payload(notebook) or {}
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    first = BeautifulSoup(maths.markdown(texts[0] if texts else ""), "html.parser")
+    said = _payload(_code(notebook)) or {}
+    texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    first = BeautifulSoup(maths.markdown(next(texts, "")), "html.parser")
     page.clean(first)
     asked = first.select_one("h1 + p")
-    heading = " ".join(first.h1.get_text().split()) if first.h1 else ""
+    heading = page.words(first.h1) if first.h1 else ""
     return {
         "id": name,
         "assignment": "",
@@ -189,8 +181,6 @@ def record(notebook: NotebookNode, name: str, title: str | None = None) -> dict[
         "asked": asked.decode_contents() if asked else "",
         "headline": dict(said.get("headline") or {}),
         "failed": verdict(notebook),
-        "html": f"{name}.html",
-        "pdf": f"{name}.pdf",
     }
 
 
@@ -204,19 +194,16 @@ def export(notebook: Path, html: Path, *, title: str | None = None) -> Verdict:
     nb = _read(notebook)
     report = record(nb, html.stem, title)
     report["preset"] = report["preset"] or html.resolve().parent.name
-    resources = {
-        "report": report,
-        "index": "../index.html" if report["preset"] in PUBLISHED else "index.html",
-    }
-    text, _ = exporter().from_notebook_node(nb, resources)
+    home = "../index.html" if report["preset"] in PUBLISHED else "index.html"
+    text, _ = exporter().from_notebook_node(nb, {"report": report, "index": home})
     failed_page = html.with_suffix(".failed.html")
     if report["failed"]:
         write(failed_page, text)
-        return report["failed"]
-    write(html, text)
-    write(html.with_suffix(".json"), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    failed_page.unlink(missing_ok=True)
-    return None
+    else:
+        write(html, text)
+        write(html.with_suffix(".json"), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        failed_page.unlink(missing_ok=True)
+    return report["failed"]
 
 
 @functools.cache
@@ -233,6 +220,5 @@ def render(template: str, **values: Any) -> str:
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replaced(path) as file:
+        file.write(text.encode())

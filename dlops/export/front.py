@@ -21,7 +21,8 @@ PRESETS = {
     "quick": "Small handwritten digits, in about a minute and without a download.",
     "test": "300 digits for two epochs: it shows that the code runs, and nothing else.",
 }
-_NEEDED = {"id", "title", "html", "pdf", "headline", "preset", "when"}
+_NEEDED = {"id", "title", "headline", "when"}
+Report = dict[str, Any]
 
 
 def index(root: Path, preset: str | None = None) -> Path:
@@ -38,7 +39,7 @@ def index(root: Path, preset: str | None = None) -> Path:
     for report in reports:
         folder = "" if own else f"{quote(report['preset'])}/"
         report["href"] = folder + quote(report["html"])
-        report["pdf_href"] = folder + quote(report["pdf"]) if report["has_pdf"] else ""
+        report["pdf_href"] = report["pdf"] and folder + quote(report["pdf"])
     values = {
         "questions": _questions(reports),
         "charts": _charts(reports),
@@ -51,7 +52,7 @@ def index(root: Path, preset: str | None = None) -> Path:
     return target
 
 
-def _records(folder: Path) -> list[dict[str, Any]]:
+def _records(folder: Path) -> list[Report]:
     """The reports of a folder in the series' order; what is no report's record is passed over."""
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -60,24 +61,24 @@ def _records(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         known = isinstance(report, dict) and report.keys() >= _NEEDED and not report.get("failed")
-        if known and path.with_name(str(report["html"])).is_file():
-            report["preset"] = folder.name
-            report["has_pdf"] = path.with_name(str(report["pdf"])).is_file()
-            found.append(report)
+        page, pdf = path.with_suffix(".html"), path.with_suffix(".pdf")
+        if known and page.is_file():
+            pdf_name = pdf.name if pdf.is_file() else ""
+            found.append(report | {"preset": folder.name, "html": page.name, "pdf": pdf_name})
     order = {name: position for position, name in enumerate(ASSIGNMENTS)}
     return sorted(found, key=lambda r: (order.get(r.get("assignment"), 99), r["id"], r["html"]))
 
 
-def _questions(reports: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _questions(reports: list[Report]) -> dict[str, dict[str, list[Report]]]:
     """For each assignment its questions, each with the reports that answer it."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[str, list[Report]]] = {}
     for report in reports:
         title = ASSIGNMENTS.get(report.get("assignment", ""), "Other reports")
         found.setdefault(title, {}).setdefault(report["id"], []).append(report)
     return found
 
 
-def _charts(reports: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
+def _charts(reports: Iterable[Report]) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
     """The results of each preset, apart by the number of classes: 5 of 10 is easy, 5 of 20 less."""
     charts: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for report in reports:
@@ -87,9 +88,9 @@ def _charts(reports: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str
     return charts
 
 
-def _claims(reports: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _claims(reports: Iterable[Report]) -> dict[str, dict[str, list[Report]]]:
     """For each report and each of its claims what the presets say of it."""
-    claims: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    claims: dict[str, dict[str, list[Report]]] = {}
     for report in reports:
         for claim in report.get("claims", ()):
             anchor = str(claim.get("anchor") or "").removeprefix("#")
@@ -99,16 +100,14 @@ def _claims(reports: Iterable[dict[str, Any]]) -> dict[str, dict[str, list[dict[
     return claims
 
 
-def _link(folder: Path, reports: list[dict[str, Any]], front: Path) -> None:
+def _link(folder: Path, reports: list[Report], front: Path) -> None:
     """Write into each page the links to its neighbours and to the front page."""
     home = "index.html" if front.parent == folder else "../index.html"
-    for position, report in enumerate(reports):
+    for before, report, after in zip([None, *reports], reports, [*reports[1:], None]):
         links = [("index", home, "All reports")]
-        if position:
-            before = reports[position - 1]
+        if before:
             links.insert(0, ("prev", quote(before["html"]), f"← {before['title']}"))
-        if position + 1 < len(reports):
-            after = reports[position + 1]
+        if after:
             links.append(("next", quote(after["html"]), f"{after['title']} →"))
         inner = "".join(f'<a rel="{rel}" href="{href}">{escape(t)}</a>' for rel, href, t in links)
         page = folder / report["html"]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from bs4 import BeautifulSoup, Tag
 from latex2mathml.converter import convert
+from markupsafe import Markup
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath, MathInlineParser
 
 # What latex2mathml does not know, in words that it knows.
@@ -62,12 +63,9 @@ class _Inline(MathInlineParser):
     """Prices stay prices: a dollar opens a formula only before a character that is no space, and
     closes it only after one and not before a digit; a formula holds no code span."""
 
-    INLINE_MATH_TEX = (
-        r"(?<![$\\])\$(?![\s$])(?P<math_inline_tex>(?:[^$\\`]|\\[\s\S])+?)(?<!\s)\$(?![\d$])"
-    )
-    SPECIFICATION: ClassVar[dict[str, str]] = {
-        **MathInlineParser.SPECIFICATION,
-        "inline_math_tex": INLINE_MATH_TEX,
+    SPECIFICATION: ClassVar[dict[str, str]] = MathInlineParser.SPECIFICATION | {
+        "inline_math_tex": r"(?<![$\\])\$(?![\s$])"
+        r"(?P<math_inline_tex>(?:[^$\\`]|\\[\s\S])+?)(?<!\s)\$(?![\d$])"
     }
 
 
@@ -92,6 +90,6 @@ def markdown(source: str, *, escape: bool = False, **options: Any) -> str:
     return MarkdownWithMath(renderer, inline=_Inline(hard_wrap=False)).render(source)
 
 
-def phrase(source: str) -> str:
+def phrase(source: str) -> Markup:
     """One paragraph of Markdown without its `<p>`; HTML in it is shown, not obeyed."""
-    return re.sub(r"^<p>|</p>$", "", markdown(source, escape=True).strip())
+    return Markup(re.sub(r"^<p>|</p>$", "", markdown(source, escape=True).strip()))

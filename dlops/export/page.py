@@ -13,10 +13,8 @@ from typing import Any
 
 from bs4 import BeautifulSoup, Tag
 
-_ACTIVE = (
-    "script, iframe, object, embed, applet, form, input, button, textarea, select, link, base,"
-)
-_ACTIVE += "frame, frameset, audio, video, noscript, article meta"
+_ACTIVE = """script, iframe, object, embed, applet, form, input, button, textarea, select, link,
+base, frame, frameset, audio, video, noscript, article meta"""
 _NUMBER = re.compile(
     r"[-+−±]?[\d.,\s]+(?:e[-+]?\d+)?\s*(?:%|[a-zA-Z]{1,2})?(?:\s*±\s*[\d.]+)?|nan|–|-|"
 )
@@ -30,15 +28,13 @@ def finish(text: str, report: Mapping[str, Any]) -> str:
     assert isinstance(article, Tag)
     clean(soup)
     if article.h1 is None:
-        heading = soup.new_tag("h1")
-        heading.string = report["title"]
-        article.insert(0, heading)
+        article.insert(0, made(f"<h1>{html.escape(report['title'])}</h1>"))
     _fold(article)
     _contents(soup, article)
     number(article)
     for table in article.find_all("table"):
-        _fit(soup, table)
-    _frame(soup, article)
+        _fit(table)
+    _frame(article)
     return str(soup)
 
 
@@ -60,36 +56,44 @@ def clean(soup: BeautifulSoup) -> None:
             style.decompose()
 
 
+def words(tag: Tag) -> str:
+    """The text of a tag, on one line."""
+    return " ".join(tag.get_text().split())
+
+
+def made(text: str) -> Tag:
+    """The first tag of a piece of HTML."""
+    tag = BeautifulSoup(text, "html.parser").find(True)
+    assert isinstance(tag, Tag)
+    return tag
+
+
 def _fold(article: Tag) -> None:
     """A folded cell without a name is called like its section; an empty one goes."""
-    for fold in article.select("details.fold"):
-        summary = fold.find("summary")
-        assert isinstance(summary, Tag)
-        told = fold.get_text().strip() != summary.get_text().strip() or fold.find(["img", "svg"])
-        if not told:
+    for summary in article.select("details.fold > summary"):
+        fold, name = summary.parent, words(summary)
+        assert fold is not None
+        if words(fold) == name and not fold.find(["img", "svg"]):
             fold.decompose()
-        elif not summary.get_text().strip():
+        elif not name:
             heading = fold.find_previous(["h1", "h2", "h3", "h4"])
-            summary.string = " ".join(heading.get_text().split()) if heading else "Details"
+            summary.string = words(heading) if heading else "Details"
 
 
 def _contents(soup: BeautifulSoup, article: Tag) -> None:
     """Give every heading an id, and fill the list of contents with those of levels 2 and 3."""
     used = {str(tag["id"]) for tag in article.find_all(id=True)}
-    items = []
+    (contents,) = soup.select("nav.contents")
     for heading in article.find_all(["h1", "h2", "h3", "h4"]):
-        text = " ".join(heading.get_text().split())
+        text = words(heading)
         stem = re.sub(r"[^\w]+", "-", text.lower()).strip("-") or "section"
         names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
         heading["id"] = heading.get("id") or next(name for name in names if name not in used)
         used.add(str(heading["id"]))
         if heading.name in ("h2", "h3"):
             link = f'<a href="#{heading["id"]}">{html.escape(text)}</a>'
-            items.append(f'<li class="{heading.name}">{link}</li>')
-    (contents,) = soup.select("nav.contents")
-    if items:
-        contents.ol.append(BeautifulSoup("".join(items), "html.parser"))  # type: ignore[union-attr]
-    else:
+            contents.select("ol")[0].append(made(f'<li class="{heading.name}">{link}</li>'))
+    if not contents.li:
         contents.decompose()
 
 
@@ -100,9 +104,9 @@ def number(article: Tag, prefix: str = "") -> None:
     text. Numbers that stand already are replaced; prefix: a chapter's, for example "2.".
     """
     counts, names = {"Figure": 0, "Table": 0}, {}
-    for figure in article.find_all("figure"):
-        caption = figure.find("figcaption")
-        if caption is None or not caption.get_text().strip():
+    for caption in article.select("figure > figcaption"):
+        figure = caption.parent
+        if figure is None or not caption.get_text().strip():
             continue
         kind = "Table" if "table" in figure.get_attribute_list("class") else "Figure"
         counts[kind] += 1
@@ -112,8 +116,7 @@ def number(article: Tag, prefix: str = "") -> None:
         for old in caption.select("b.number"):
             old.decompose()
         first = caption.find("p", recursive=False) or caption
-        tag = BeautifulSoup(f'<b class="number">{label}.</b>', "html.parser").b
-        assert tag is not None
+        tag = made(f'<b class="number">{label}.</b>')
         first.insert(0, tag)
         if not str(tag.next_sibling or "").startswith(" "):
             tag.insert_after(" ")
@@ -128,7 +131,7 @@ def number(article: Tag, prefix: str = "") -> None:
             link.unwrap()
 
 
-def _fit(soup: BeautifulSoup, table: Tag) -> None:
+def _fit(table: Tag) -> None:
     """Numbers to the right, headers with their scope, and a box that scrolls."""
     del table["border"]
     rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
@@ -145,17 +148,17 @@ def _fit(soup: BeautifulSoup, table: Tag) -> None:
             text.replace_with(BeautifulSoup(pieces, "html.parser"))
     if width > 7:
         _mark(table, "wide" if width <= 13 else "widest")
-    _scroll(soup, table)
+    _scroll(table)
 
 
 def _mark(tag: Tag, name: str) -> None:
     tag["class"] = " ".join([*filter(None, tag.get_attribute_list("class")), name])
 
 
-def _frame(soup: BeautifulSoup, article: Tag) -> None:
+def _frame(article: Tag) -> None:
     """Pictures and code can be scrolled by the keyboard; code is as light as it can be."""
     for picture in article.select("figure > picture, figure > img"):
-        _scroll(soup, picture)
+        _scroll(picture)
     for code in article.select("div.highlight, pre:not(.highlight pre)"):
         code["tabindex"], code["role"] = "0", "group"
         code["aria-label"] = code.get("aria-label") or "Code"
@@ -165,11 +168,9 @@ def _frame(soup: BeautifulSoup, article: Tag) -> None:
         token.unwrap()  # no colour of its own: a tagged PDF is a third smaller without
 
 
-def _scroll(soup: BeautifulSoup, content: Tag) -> None:
+def _scroll(content: Tag) -> None:
     """A box that scrolls where its content is too wide, reachable by the keyboard."""
-    box = soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"})
-    caption = content.find_parent("figure")
-    label = caption.select_one("b.number") if caption else None
-    box["role"] = "region" if label else "group"
-    box["aria-label"] = label.get_text().rstrip(".") if label else "Table"
-    content.wrap(box)
+    figure = content.find_parent("figure")
+    label = figure.select_one("b.number") if figure else None
+    role, name = ("region", words(label).rstrip(".")) if label else ("group", "Table")
+    content.wrap(made(f'<div class="scroll" tabindex="0" role="{role}" aria-label="{name}"></div>'))

@@ -7,21 +7,26 @@ Chrome, Chromium or Edge of the machine prints our HTML.
 from __future__ import annotations
 
 import functools
+import html
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
 
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 
 from dlops.export.exporter import write
+from dlops.export.page import made, words
 from dlops.settings import DlopsError
 
 TRY_SECONDS, PAGE_SECONDS = 60, 180
+OPTIONS = "--headless --disable-gpu --no-first-run --disable-dev-shm-usage --no-pdf-header-footer"
+OPTIONS += " --generate-pdf-document-outline"
 _given_up: list[str] = []  # why no further page is tried: a browser that hung does so again
 
 
@@ -64,34 +69,33 @@ def browser(folder: Path | None = None) -> str | None:
     return _tried(folder)[0]
 
 
-def pdf(html: Path, pdf: Path) -> None:
+def pdf(page: Path, pdf: Path) -> None:
     """Print an exported page as a tagged A4 PDF; what is folded in it becomes an appendix.
 
     Raises DlopsError without a browser that prints, or if it fails; an old PDF stays then. After
     a browser has hung, at once.
     """
-    if not html.is_file():
-        raise DlopsError(f"There is no page {html} to print; export the report first.")
+    if not page.is_file():
+        raise DlopsError(f"There is no page {page} to print; export the report first.")
     if _given_up:
         raise DlopsError(_given_up[0])
     pdf.parent.mkdir(parents=True, exist_ok=True)
     program, why = _tried(pdf.parent.resolve())
     if program is None:
         raise DlopsError(
-            f"No PDF: {why}; install one that prints, or print {html} from any browser."
+            f"No PDF: {why}; install one that prints, or print {page} from any browser."
         )
     copy = pdf.resolve().with_name(f"{pdf.stem}-{os.getpid()}.tmp.html")  # a snap sees no hidden
-    made = copy.with_suffix(".pdf")
     try:
-        write(copy, printable(html.read_text(encoding="utf-8")))
-        _print(program, copy, made, PAGE_SECONDS)
-        os.replace(made, pdf)
+        write(copy, printable(page.read_text(encoding="utf-8")))
+        _print(program, copy, copy.with_suffix(".pdf"), PAGE_SECONDS)
+        copy.with_suffix(".pdf").replace(pdf)
     except TimeoutError as error:
         _given_up.append(f"No PDF: {error}.")
         raise DlopsError(_given_up[0]) from None
     finally:
-        copy.unlink(missing_ok=True)
-        made.unlink(missing_ok=True)
+        for left_over in (copy, copy.with_suffix(".pdf")):
+            left_over.unlink(missing_ok=True)
 
 
 def printable(text: str) -> str:
@@ -102,71 +106,49 @@ def printable(text: str) -> str:
             link.unwrap()  # to a file beside the page
     for article in soup.find_all("article"):
         level = 3 if "chapter" in article.get_attribute_list("class") else 2
-        appendix = soup.new_tag("section", attrs={"class": "appendix"})
-        for position, fold in enumerate(article.select("details.fold"), 1):
-            summary = fold.find("summary")
-            assert isinstance(summary, Tag)
-            name = f"{article.get('aria-labelledby', '')}appendix-{position}"
-            heading = soup.new_tag(f"h{level + 1}", id=name)
-            heading.string = f"A{position}. {summary.get_text().strip()}"
-            link = soup.new_tag("a", href=f"#{name}")
-            link.string = f"{summary.get_text().strip()}: appendix A{position}"
-            line = soup.new_tag("p", attrs={"class": "folded"})
-            line.append(link)
-            fold.replace_with(line)
-            summary.replace_with(heading)
+        prefix = article.get("aria-labelledby", "")
+        appendix = made(f'<section class="appendix"><h{level}>Appendix</h{level}></section>')
+        for position, fold in enumerate(article.select("details.fold:has(> summary)"), 1):
+            summary = fold.select("summary")[0]
+            title, name = html.escape(words(summary)), f"{prefix}appendix-{position}"
+            reference = f'<a href="#{name}">{title}: appendix A{position}</a>'
+            fold.replace_with(made(f'<p class="folded">{reference}</p>'))
+            heading = f'<h{level + 1} id="{name}">A{position}. {title}</h{level + 1}>'
+            summary.replace_with(made(heading))
             fold.name = "div"
             appendix.append(fold)
-        if appendix.contents:
-            title = soup.new_tag(f"h{level}")
-            title.string = "Appendix"
-            appendix.insert(0, title)
+        if appendix.div:
             article.append(appendix)
     return str(soup)
 
 
-def _print(program: str, html: Path, pdf: Path, seconds: float) -> None:
+def _print(program: str, page: Path, made: Path, seconds: float) -> None:
     """Let a browser print, and end it with all its processes.
 
     Raises TimeoutError after so many seconds, and DlopsError with its last words if it fails.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [program, "--headless", "--disable-gpu", "--no-first-run"]
-        command += ["--disable-dev-shm-usage", "--no-pdf-header-footer"]
-        command += ["--generate-pdf-document-outline", f"--user-data-dir={profile}"]
-        command += [f"--print-to-pdf={pdf}"]
-        if sys.platform != "win32" and os.geteuid() == 0:
-            command.append("--no-sandbox")
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-            try:
-                process = subprocess.Popen(
-                    [*command, html.resolve().as_uri()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=said,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise DlopsError(f"{program} could not print {html}: {error}") from None
-            try:
-                code = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                raise TimeoutError(f"{program} did not print {html} in {seconds} s") from None
-            finally:
-                _end(process)
-            said.seek(0)
-            words = said.read().strip().splitlines() or ["it said nothing"]
-    if code or not pdf.is_file():
-        raise DlopsError(f"{program} could not print {html}: {words[-1]}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process and of its group."""
-    if sys.platform == "win32":
-        process.kill()
-    else:
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as profile, tempfile.TemporaryFile() as said:
+        command = [program, *OPTIONS.split(), f"--user-data-dir={profile}"]
+        command += ["--no-sandbox"] if sys.platform != "win32" and os.geteuid() == 0 else []
+        command += [f"--print-to-pdf={made}", page.resolve().as_uri()]
+        no = DEVNULL
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-    process.wait()
+            process = Popen(command, stdin=no, stdout=no, stderr=said, start_new_session=True)
+        except OSError as error:
+            raise DlopsError(f"{program} could not print {page}: {error}") from None
+        try:
+            code = process.wait(seconds)
+        except TimeoutExpired:
+            raise TimeoutError(f"{program} did not print {page} in {seconds} s") from None
+        finally:
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        words = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    if code or not made.is_file():
+        raise DlopsError(f"{program} could not print {page}: {words[-1]}")
