@@ -42,29 +42,20 @@ app.add_typer(data_app, name="data")
 console = Console(highlight=False, soft_wrap=True)
 PUBLISHED = ("lite", "original", "full")  # presets whose results are kept beside their reports
 
-
-Ids = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[ID]...", help="Questions (q1.1, ...) or assignments; all if none."),
-]
+_IDS = typer.Argument(metavar="[ID]...", help="Questions (q1.1, ...) or assignments; all if none.")
+_ROLL = typer.Option(help="Your roll number: its last digit picks the variant.")
+_SET = typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; repeatable.")
+_DEVICE = typer.Option(help="cpu, cuda or mps; default: CUDA if there is one.")
+_JOBS = typer.Option(help="Runs at a time, each in its own process; GPUs are shared out.")
+_AUTHOR = typer.Option(help="Your name: also writes the document to hand in, per assignment.")
+Ids = Annotated[list[str] | None, _IDS]
 Preset = Annotated[str, typer.Option(help="test, quick, lite, original or full.")]
-Roll = Annotated[
-    str | None, typer.Option(help="Your roll number: its last digit picks the variant.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; repeatable."),
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or mps; default: CUDA if there is one.")
-]
+Roll = Annotated[str | None, _ROLL]
+Set = Annotated[list[str] | None, _SET]
+Device = Annotated[str | None, _DEVICE]
 Force = Annotated[bool, typer.Option("--force", help="Train again, also what is complete.")]
-Jobs = Annotated[
-    int, typer.Option(help="Runs at a time, each in its own process; GPUs are shared out.")
-]
-Author = Annotated[
-    str | None, typer.Option(help="Your name: also writes the document to hand in, per assignment.")
-]
+Jobs = Annotated[int, _JOBS]
+Author = Annotated[str | None, _AUTHOR]
 
 
 def settings(pairs: list[str] | None) -> dict[str, Any]:
@@ -175,7 +166,10 @@ def report(
         raise DlopsError(f"Results are missing for {', '.join(questions)}; train them: {words}")
     if not ready:
         raise DlopsError("There is nothing to report: no question that was asked for has results.")
-    _need_data(e for r in ready for e in r.wanted(preset))
+    for name in dict.fromkeys(e.data.name for r in ready for e in r.wanted(preset)):
+        here, words = present(name)
+        if not here:
+            raise DlopsError(f"A report shows images of {DATASETS[name].title}: {words}")
 
     folder, problems, no_pdf = reports_root() / preset, [], ""
     pages: dict[str, list[Path]] = {}
@@ -207,14 +201,6 @@ def report(
         raise DlopsError("; ".join(problems))
 
 
-def _need_data(experiments: Iterable[Experiment]) -> None:
-    """DlopsError for a data set that a notebook would show and that is not here."""
-    for name in dict.fromkeys(e.data.name for e in experiments):
-        here, words = present(name)
-        if not here:
-            raise DlopsError(f"A report shows images of {DATASETS[name].title}: {words}")
-
-
 def _print(page: Path) -> str:
     """Print a page; where that cannot be done, why."""
     from dlops import export
@@ -234,14 +220,8 @@ def _hand_in(pages: dict[str, list[Path]], folder: Path, author: str, roll_numbe
     no_pdf = ""
     for assignment, chapters in pages.items():
         page = folder / f"{assignment}-{re.sub(r'[^0-9A-Za-z]+', '-', roll_number) or 'all'}.html"
-        export.hand_in(
-            chapters,
-            page,
-            title=ASSIGNMENTS[assignment],
-            author=author,
-            roll_number=roll_number,
-            date=time.strftime("%Y-%m-%d"),
-        )
+        names = {"title": ASSIGNMENTS[assignment], "author": author, "roll_number": roll_number}
+        export.hand_in(chapters, page, **names, date=time.strftime("%Y-%m-%d"))
         no_pdf = _print(page) or no_pdf
         console.print(f"To hand in: {page}")
     return no_pdf
@@ -264,15 +244,9 @@ def list_(
         parents = {e.parent.id for e in wanted if e.parent}
         headline = next(e for e in wanted if e.id not in parents)
         runs = [_row(store, e, headline) for e in wanted]
-        counts = Counter(run["state"] for run in runs)
-        rows.append(
-            {
-                "report": item.name,
-                "states": dict(counts),
-                "headline": runs[wanted.index(headline)],
-                "runs": runs,
-            }
-        )
+        states = Counter(run["state"] for run in runs)
+        own = {"headline": runs[wanted.index(headline)], "runs": runs}
+        rows.append({"report": item.name, "states": states, **own})
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -287,8 +261,8 @@ def list_(
                 words = escape(f"{run['id']} {run['words']}")
                 table.add_row(words, _coloured(run["state"]), *_numbers(run))
         else:
-            states = [f"{n} {_coloured(state)}" for state, n in row["states"].items()]
-            table.add_row(row["report"], ", ".join(states), *_numbers(row["headline"]))
+            words = ", ".join(f"{n} {_coloured(state)}" for state, n in row["states"].items())
+            table.add_row(row["report"], words, *_numbers(row["headline"]))
     console.print(table, soft_wrap=False)
     for error in dict.fromkeys(run["error"] for row in rows for run in row["runs"]):
         if error:
@@ -300,13 +274,13 @@ def _row(store: Store, experiment: Experiment, base: Experiment) -> dict[str, An
     state, result = store.status(experiment), store.get(experiment)
     alike = experiment.data.name, experiment.model.weights
     kin = experiment is not base and alike == (base.data.name, base.model.weights)
-    words = experiment.differs(base) if kin else experiment.title
+    metrics = result.metrics if result else {}
     return {
         "id": experiment.id,
-        "words": words,
+        "words": experiment.differs(base) if kin else experiment.title,
         "state": state,
-        "top5": result.metrics.get("test_top5") if result else None,
-        "top1": result.metrics.get("test_top1") if result else None,
+        "top5": metrics.get("test_top5"),
+        "top1": metrics.get("test_top1"),
         "seconds": result.provenance["seconds"] if result else None,
         "error": store.failure(experiment) if state == "failed" else None,
     }
@@ -330,12 +304,11 @@ def data_list(context: typer.Context) -> None:
             console.print(f"{info.name:<14} {info.title:<34} {escape(present(info.name)[1])}")
 
 
+_NAME = typer.Argument(help="tiny-imagenet, cifar100, stl10, or imagenet-weights.")
+
+
 @data_app.command("fetch")
-def data_fetch(
-    name: Annotated[
-        str, typer.Argument(help="tiny-imagenet, cifar100, stl10, or imagenet-weights.")
-    ],
-) -> None:
+def data_fetch(name: Annotated[str, _NAME]) -> None:
     """Fetch a data set or weights from the publisher: resumable, verified, unpacked."""
     with Watch(console, set()) as watch:
 
@@ -360,29 +333,21 @@ def doctor() -> None:
 
     from dlops import export
 
-    def line(name: str, good: bool, words: str) -> None:
-        console.print(
-            f"{'[green]ok  [/]' if good else '[yellow]none[/]'} {name:<9} {escape(words)}"
-        )
+    def line(name: str, good: object, words: str) -> None:
+        mark = "[green]ok  [/]" if good else "[yellow]none[/]"
+        console.print(f"{mark} {name:<9} {escape(words)}")
 
-    line(
-        "python",
-        True,
-        f"{sys.version.split()[0]}, torch {torch.__version__}, dlops {version('dlops')}",
-    )
+    ours = f"torch {torch.__version__}, dlops {version('dlops')}"
+    line("python", True, f"{sys.version.split()[0]}, {ours}")
     gpu = torch.cuda.is_available()
     line("gpu", gpu, torch.cuda.get_device_name() if gpu else "training runs on the CPU")
     browser = export.browser()
-    line("browser", bool(browser), browser or "no PDF: install Chrome, Chromium or Edge")
-    fonts = math_font()
-    line(
-        "font",
-        bool(fonts),
-        fonts or "formulas in PDF may look plain: install a maths font (lmodern)",
-    )
-    for info in DATASETS.values():
-        good, words = present(info.name)
-        line("data", good, f"{info.name}: {words}")
+    line("browser", browser, browser or "no PDF: install Chrome, Chromium or Edge")
+    font = math_font()
+    line("font", font, font or "formulas in PDF may look plain: install a maths font (lmodern)")
+    for name in DATASETS:
+        good, words = present(name)
+        line("data", good, f"{name}: {words}")
     store = Store()
     here = next(p for p in (store.root, *store.root.parents) if p.exists())
     free = shutil.disk_usage(here).free / 2**30
@@ -418,9 +383,8 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except DlopsError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[red]dlops:[/] {escape(str(error))}"
-        )
+        complain = Console(stderr=True, highlight=False, soft_wrap=True).print
+        complain(f"[red]dlops:[/] {escape(str(error))}")
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         console.print("Stopped. What was trained is kept; the same command goes on from there.")

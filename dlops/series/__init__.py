@@ -31,8 +31,6 @@ ASSIGNMENTS = {
 PUBLISHED: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")
 )
-
-
 OPTIMIZERS = {"sgd": "SGD", **sweeps.OPTIMIZERS}
 
 
@@ -94,10 +92,6 @@ class Report:
         """The experiments that the notebook asks for."""
         return self.experiments(preset, **dict(self.parameters))
 
-    def changed(self, changes: Mapping[str, Any]) -> Report:
-        """The report with some parameters changed."""
-        return replace(self, parameters=tuple({**dict(self.parameters), **changes}.items()))
-
 
 def _question1() -> Iterator[Report]:
     """The three losses and their comparison, with Adam for odd roll numbers and SGD for even."""
@@ -141,20 +135,15 @@ def _lab3() -> Iterator[Report]:
     Without a roll number it is CIFAR-100, and STL-10 in the preset "original", as published.
     """
     notebooks = {
-        f"lab3.{name}": (f"lab3/{name}.ipynb", f"Lab 3: fine-tuning with {title}", study)
+        name: (f"fine-tuning with {title}", sweeps.optimizer_study(f"lab3.{name}"))
         for name, title in sweeps.OPTIMIZERS.items()
-        for study in [sweeps.optimizer_study(f"lab3.{name}")]
     }
-    notebooks["lab3.comparison"] = (
-        "lab3/comparison.ipynb",
-        "Lab 3: four optimizers compared",
-        sweeps.comparison,
-    )
-    real = (("stl10", "odd"), ("cifar100", "even"))
-    for question, (notebook, words, experiments) in notebooks.items():
-        one = Report(question, notebook, words, experiments, varies="data")
+    notebooks["comparison"] = ("four optimizers compared", sweeps.comparison)
+    for name, (words, experiments) in notebooks.items():
+        place = f"lab3.{name}", f"lab3/{name}.ipynb"
+        one = Report(*place, f"Lab 3: {words}", experiments, varies="data")
         yield replace(one, presets=("test", "quick"))
-        for data, parity in real:
+        for data, parity in (("stl10", "odd"), ("cifar100", "even")):
             own = replace(one, parity=parity, parameters=(("data", data),))
             yield replace(own, default=data == "cifar100", presets=("lite", "full"))
             yield replace(own, default=data == "stl10", presets=("original",))
@@ -202,26 +191,23 @@ def select(
         if name not in ids() and name not in ASSIGNMENTS:
             known = ", ".join([*ids(), *ASSIGNMENTS])
             raise DlopsError(f"There is no question {name!r}; choose from {known}.")
-    parities = ("both", "odd", "even") if roll_number is None else ("both", parity(roll_number))
+    own_parity = parity(roll_number) if roll_number is not None else ""
     changes = changes or {}
-
-    def chosen() -> Iterator[Report]:
-        for report in SERIES:
-            asked = not wanted or report.question in wanted or report.assignment in wanted
-            if not asked or preset not in report.presets or report.parity not in parities:
-                continue
-            if report is SPEED and "speed" not in (wanted or ()):
-                continue
-            own = changes.get(report.varies, report.variant)
-            if roll_number is None:
-                if report.default or report is SPEED or report.varies in changes:
-                    yield report.changed(changes)
-            elif own != report.variant:
-                raise DlopsError(
-                    f"{report.varies}={own} contradicts roll number {roll_number}, whose variant of"
-                    f" {report.question} is {report.variant}: leave one of the two out."
-                )
-            else:
-                yield report.changed(changes)
-
-    return list({(report.question, report.name): report for report in chosen()}.values())
+    chosen: dict[tuple[str, str], Report] = {}
+    for report in SERIES:
+        named = report.question in (wanted or ()) or report.assignment in (wanted or ())
+        if preset not in report.presets or not (named or (not wanted and report is not SPEED)):
+            continue
+        own = changes.get(report.varies, report.variant)
+        if not own_parity and not (report.default or report is SPEED or report.varies in changes):
+            continue
+        if own_parity and report.parity not in ("both", own_parity):
+            continue
+        if own_parity and own != report.variant:
+            raise DlopsError(
+                f"{report.varies}={own} contradicts roll number {roll_number}, whose variant of"
+                f" {report.question} is {report.variant}: leave one of the two out."
+            )
+        report = replace(report, parameters=tuple({**dict(report.parameters), **changes}.items()))
+        chosen.setdefault((report.question, report.name), report)
+    return list(chosen.values())

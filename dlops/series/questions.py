@@ -12,11 +12,7 @@ from dlops.settings import DlopsError, Optimizer
 
 OPTIMIZER_SETTINGS = {"optimizer", *(field.name for field in fields(Optimizer))}
 
-LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
-    "cross-entropy": ("q1.1", {}),
-    "center loss": ("q1.3", {}),
-    "triplet loss": ("q1.2", {}),
-}
+LOSSES = {"cross-entropy": "q1.1", "center loss": "q1.3", "triplet loss": "q1.2"}
 
 
 def seeds(headline: Experiment, preset: str) -> list[Experiment]:
@@ -55,22 +51,20 @@ def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
 def center(preset: str, **parameters: Any) -> list[Experiment]:
     """Question 1.3: its seeds, those of lambda = 0, and the illustrations in the plane."""
     own = seeded("q1.3")(preset, **parameters)
-    without = plain(preset, **_without(parameters, "center_"))
-    return [*own, *without, *planar(preset, **parameters).values()]
+    rest = {name: v for name, v in parameters.items() if not name.startswith("center_")}
+    return [*own, *plain(preset, **rest), *planar(preset, **parameters).values()]
 
 
 def tried(preset: str, **parameters: Any) -> list[Experiment]:
     """Question 1.2 with the other minings that were tried; none beside settings of one's own."""
-    if parameters.pop("optimizer", "adam") != "adam" or any(
-        value is not None for value in parameters.values()
-    ):
+    given = {name for name, value in parameters.items() if value is not None}
+    if given - {"optimizer"} or parameters.get("optimizer", "adam") != "adam":
         return []
-    found = {e.id: e for e in seeded("q1.2")(preset)}
-    mine = set(found)
+    mine = {e.id for e in seeded("q1.2")(preset)}
+    found: dict[str, Experiment] = {}
     for row in NUMBERS["tried"].get(preset, ()):
-        own = dict(row)
-        count = own.pop("seeds", None)
-        found |= {e.id: e for e in seeded("q1.2")(preset, **own)[:count]}
+        own = {name: value for name, value in row.items() if name != "seeds"}
+        found |= {e.id: e for e in seeded("q1.2")(preset, **own)[: row.get("seeds")]}
     return [e for e in found.values() if e.id not in mine]
 
 
@@ -81,20 +75,13 @@ def triplet(preset: str, **parameters: Any) -> list[Experiment]:
 
 def by_loss(preset: str, **parameters: Any) -> dict[str, list[Experiment]]:
     """What the comparison compares: for each loss the experiments of the preset's seeds."""
-    return {
-        name: seeded(question)(preset, **{**parameters, **own})
-        for name, (question, own) in LOSSES.items()
-    }
+    return {name: seeded(question)(preset, **parameters) for name, question in LOSSES.items()}
 
 
 def compared(preset: str, **parameters: Any) -> list[Experiment]:
     """The experiments that the comparison cannot do without."""
     groups = by_loss(preset, **parameters).values()
     return list({e.id: e for group in groups for e in group}.values())
-
-
-def _without(parameters: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: v for name, v in parameters.items() if not name.startswith(prefix)}
 
 
 STARTS = ("none", "layerwise", "end-to-end")  # what Question 2's stack is fine-tuned from

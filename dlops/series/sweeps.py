@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from dlops.experiment import Experiment
 from dlops.series.presets import from_preset
 
-OPTIMIZERS = {
-    "adam": "Adam",
-    "adagrad": "Adagrad",
-    "adadelta": "Adadelta",
-    "rmsprop": "RMSprop",
-}
+OPTIMIZERS = {"adam": "Adam", "adagrad": "Adagrad", "adadelta": "Adadelta", "rmsprop": "RMSprop"}
 ORIGINAL_LR = 0.001  # what the original reports used with every optimizer
 USUAL_LR = {"adam": 0.001, "adagrad": 0.01, "adadelta": 1.0, "rmsprop": 0.01}  # torch's defaults
 OWN_LR = {"adam": 0.0003, "adagrad": 0.001, "adadelta": 0.1, "rmsprop": 0.0001}  # to fine-tune
@@ -122,9 +116,9 @@ def value_of(experiment: Experiment, setting: str) -> Any:
 
 def sweep(headline: Experiment, preset: str) -> Sweep:
     """The study around a headline experiment; the preset "test" takes one value of each."""
-    epochs = STUDY_EPOCHS.get(preset, headline.schedule.epochs)
-    base = headline.with_(epochs=min(epochs, headline.schedule.epochs), keep="metrics")
-    optimizer = base.optimizer.name
+    own = headline.schedule.epochs
+    base = headline.with_(epochs=min(own, STUDY_EPOCHS.get(preset, own)), keep="metrics")
+    optimizer, crossed = base.optimizer.name, CROSSED[headline.optimizer.name]
 
     def axis(attribute: Attribute, count: int | None = None) -> list[Any]:
         own = value_of(base, attribute.setting)
@@ -143,26 +137,20 @@ def sweep(headline: Experiment, preset: str) -> Sweep:
         name: {value: changed(attribute, value) for value in axis(attribute)}
         for name, attribute in by_name.items()
     }
-    crossed = CROSSED[optimizer]
     grid = {
         (lr, value): base.with_(lr=lr, **{crossed: value})
         for lr in axis(by_name["lr"], 2)
         for value in axis(by_name[crossed], 2)
     }
     ratios = RATIOS[:1] if preset in LEAN else RATIOS[:2] if preset == "test" else RATIOS
-    own = (float(f"{OWN_LR[optimizer] * ratio:.3g}") for ratio in ratios)
-    return Sweep(
-        base,
-        tuple(seeded(base, preset)),
-        responses,
-        grid,
-        {lr: seeded(base.with_(lr=lr), preset) for lr in own},
-        {
-            name: seeded(changed(attribute, attribute.claimed), preset, lean=True)
-            for name, attribute in by_name.items()
-            if attribute.claimed is not None
-        },
-    )
+    tried = (float(f"{OWN_LR[optimizer] * ratio:.3g}") for ratio in ratios)
+    rates = {lr: seeded(base.with_(lr=lr), preset) for lr in tried}
+    claimed = {
+        name: seeded(changed(attribute, attribute.claimed), preset, lean=True)
+        for name, attribute in by_name.items()
+        if attribute.claimed is not None
+    }
+    return Sweep(base, tuple(seeded(base, preset)), responses, grid, rates, claimed)
 
 
 def fixed_rates(base: Experiment, preset: str) -> dict[str, list[Experiment]]:
@@ -207,10 +195,9 @@ def seeded(experiment: Experiment, preset: str, lean: bool = False) -> list[Expe
 
 def comparison(preset: str, **parameters: Any) -> list[Experiment]:
     """The experiments of the comparison: every optimizer's study, and the fixed rates."""
-
-    def of(name: str, headline: Experiment) -> Iterable[Experiment]:
-        yield from optimizer_study(f"lab3.{name}")(preset, **parameters)
+    found: list[Experiment] = []
+    for name, headline in headlines(preset, **parameters).items():
+        found += optimizer_study(f"lab3.{name}")(preset, **parameters)
         for rate in fixed_rates(sweep(headline, preset).base, preset).values():
-            yield from rate
-
-    return [e for item in headlines(preset, **parameters).items() for e in of(*item)]
+            found += rate
+    return found

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dlops.settings import DlopsError
-from dlops.store.disk import digest, replaced, set_aside
+from dlops.store.disk import Damaged, digest, replaced, set_aside
 
 
 class Misfit(Exception):
@@ -47,11 +47,8 @@ class Checkpoint:
             buffer = io.BytesIO()
             torch.save(state, buffer)
             content = buffer.getbuffer()
-            proof = {
-                "id": self.identity,
-                "replaces": self.replaces,
-                "sha256": digest(content),
-            }
+            about = {"id": self.identity, "replaces": self.replaces}
+            proof = {**about, "sha256": digest(content)}
             with replaced(self.path) as file:
                 file.write(json.dumps(proof).encode() + b"\n")
                 file.write(content)
@@ -77,34 +74,26 @@ class Checkpoint:
             raise self._unreadable(error) from error
         end = content.find(b"\n") + 1
         state = memoryview(content)[end:]
-        proof = self._proof(content[:end])
-        if problem := self._problem(proof, state):
-            self.set_aside(problem)
+        try:
+            proof = json.loads(content[:end])
+            identity, replaces, sha256 = (proof[name] for name in ("id", "replaces", "sha256"))
+            if digest(state) != sha256:
+                raise Damaged("its content is not what was written")
+            if identity != self.identity:
+                raise Damaged(f"it is of experiment {identity}, or of an older recipe")
+        except Damaged as error:
+            self.set_aside(str(error))
             return None
-        if self.replaces not in (None, proof["replaces"]):  # of the run that made this result
+        except (ValueError, TypeError, KeyError):
+            self.set_aside("it does not say what it is a checkpoint of")
+            return None
+        if self.replaces not in (None, replaces):  # of the run that made this result
             self.path.unlink()
             return None
         try:
             return torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
         except Exception as error:  # its content is proven, so it is not to blame
             raise self._unreadable(error) from error
-
-    @staticmethod
-    def _proof(line: bytes) -> dict[str, Any]:
-        try:
-            proof = json.loads(line)
-            return {name: proof[name] for name in ("id", "replaces", "sha256")}
-        except (ValueError, TypeError, KeyError):
-            return {}
-
-    def _problem(self, proof: dict[str, Any], state: memoryview) -> str | None:
-        if not proof:
-            return "it does not say what it is a checkpoint of"
-        if digest(state) != proof["sha256"]:
-            return "its content is not what was written"
-        if proof["id"] != self.identity:
-            return f"it is of experiment {proof['id']}, or of an older recipe"
-        return None
 
     def set_aside(self, reason: str) -> None:
         """Move it out of the way, under another name, and say why."""

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,10 +95,7 @@ def remove(folder: Path) -> None:
 
 def set_aside(path: Path, beside: Path) -> Path:
     """Move what is damaged to `beside`.damaged-N, with the first N that is free; returns where."""
-    number = 1
-    while os.path.lexists(
-        place := beside.with_name(f"{beside.name}.damaged-{number}{path.suffix}")
-    ):
-        number += 1
+    names = (beside.with_name(f"{beside.name}.damaged-{n}{path.suffix}") for n in count(1))
+    place = next(name for name in names if not os.path.lexists(name))
     os.rename(path, place)
     return place

@@ -51,11 +51,6 @@ class Result:
         if problem:
             raise Damaged(problem)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The files beside result.json."""
-        return FILES[self.keep]
-
     def _problem(self) -> str | None:
         """How the record shows that it is not what was written, or None.
 
@@ -72,7 +67,7 @@ class Result:
             return f"its settings are not those of {self.id}"
         if not (self._history and finite([self.metrics, self._history])):
             return "its history is empty, or a value of it is not finite"
-        for name in self.names:
+        for name in FILES[self.keep]:
             path = self.folder / name
             size = path.stat().st_size if path.exists() else None
             if size is None or (self.digest and size != files[name]["size"]):
@@ -81,10 +76,14 @@ class Result:
 
     def prove(self) -> None:
         """Raise Damaged unless every file is what was written."""
-        for name in self.names:
+        for name in FILES[self.keep]:
             content = self.content(name)
-            if not self.digest:
-                self._agrees(name, _unpack(content))
+            if not self.digest:  # before there were any: the arrays give the recorded accuracy
+                arrays = _unpack(content)
+                if name == "arrays.npz" and "predictions" in arrays:
+                    top1 = (arrays["predictions"][:, 0] == arrays["labels"]).mean()
+                    if not math.isclose(top1, self.metrics["test_top1"], abs_tol=1e-9):
+                        raise Damaged("arrays.npz is of another run: it gives another accuracy")
 
     def content(self, name: str) -> bytes:
         """A file's content. Raises Damaged unless it is what was written."""
@@ -92,13 +91,6 @@ class Result:
         if self.digest and digest(content) != self.record["files"][name]["sha256"]:
             raise Damaged(f"{name} is not what was written")
         return content
-
-    def _agrees(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Of before records had digests: the arrays give the accuracy that is recorded."""
-        if name == "arrays.npz" and "predictions" in arrays:
-            top1 = (arrays["predictions"][:, 0] == arrays["labels"]).mean()
-            if not math.isclose(top1, self.metrics["test_top1"], abs_tol=1e-9):
-                raise Damaged("arrays.npz is of another run: it gives another accuracy")
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -150,7 +142,7 @@ class Result:
         return self._read("weights.npz")
 
     def _read(self, name: str) -> dict[str, np.ndarray]:
-        if name not in self.names:
+        if name not in FILES[self.keep]:
             return {}
         try:
             return _unpack(self.content(name))

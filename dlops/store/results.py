@@ -65,18 +65,15 @@ class Store:
         return self.root / f"{experiment.id}.old"
 
     def find(self, experiment: Experiment) -> Path | None:
-        """The folder of a complete result that keeps enough: in the store, or a published one.
-
-        Its record is proven, and the sizes of its files. See `get`.
-        """
+        """The folder of a result whose record is proven, and the sizes of its files. See `get`."""
         result = self._look(experiment, prove=False)
         return result.folder if result else None
 
     def get(self, experiment: Experiment) -> Result | None:
-        """The result, proven to the last byte, or None.
+        """The result that keeps enough, in the store or published, proven to the last byte.
 
-        What is not what was written is set aside under another name, with a warning, and counts as
-        missing; a published result is refused with a DlopsError.
+        None if there is none. What is not what was written is set aside, with a warning, and
+        counts as missing; a published one is refused with a DlopsError.
         """
         return self._look(experiment, prove=True)
 
@@ -111,11 +108,8 @@ class Store:
                 f"The result {folder} is damaged ({reason}) and cannot be moved away"
                 f" ({error.strerror}); remove it, or set DLOPS_STORE to another folder."
             ) from error
-        warnings.warn(
-            f"Result {experiment.id} is not what was stored: {reason}. It was set aside as"
-            f" {place} and counts as missing.",
-            stacklevel=4,
-        )
+        words = f"{reason}. It was set aside as {place} and counts as missing."
+        warnings.warn(f"Result {experiment.id} is not what was stored: {words}", stacklevel=4)
 
     def status(self, experiment: Experiment) -> str:
         """missing, running, interrupted, complete or failed (also: a published one is refused)."""
@@ -124,12 +118,17 @@ class Store:
                 return "complete"
         except DlopsError:
             return "failed"
-        if self._locked(experiment):
+        lock = self.root / f"{experiment.id}.lock"
+        try:
+            if lock.exists():
+                with FileLock(lock, timeout=0):
+                    pass
+        except Timeout:
             return "running"
         if self.failure(experiment):
             return "failed"
-        checkpoint = self.workplace(experiment) / "checkpoint.pt"
-        return "interrupted" if checkpoint.exists() else "missing"
+        place = self.workplace(experiment)
+        return "interrupted" if (place / "checkpoint.pt").exists() else "missing"
 
     def failure(self, experiment: Experiment) -> str | None:
         """Why the last try failed, or a published result is refused, or None."""
@@ -145,16 +144,6 @@ class Store:
         except DlopsError as error:
             return str(error)
         return None
-
-    def _locked(self, experiment: Experiment) -> bool:
-        path = self.root / f"{experiment.id}.lock"
-        if not path.exists():
-            return False
-        try:
-            with FileLock(path, timeout=0):
-                return False
-        except Timeout:
-            return True
 
     @contextmanager
     def claim(self, experiment: Experiment) -> Iterator[Path]:
@@ -209,13 +198,11 @@ class Store:
         """Write a complete result; one rename makes it seen, then the checkpoint goes."""
         import numpy as np
 
-        contents = {"arrays.npz": (arrays, True), "weights.npz": (weights, False)}
         files = {}
         for name in FILES[experiment.keep]:
-            content, compress = contents[name]
             buffer = io.BytesIO()
-            save: Any = np.savez_compressed if compress else np.savez
-            save(buffer, **content)
+            pack: Any = np.savez_compressed if name == "arrays.npz" else np.savez
+            pack(buffer, **(arrays if name == "arrays.npz" else weights))
             files[name] = buffer.getvalue()
         record = {
             "id": experiment.id,
@@ -250,8 +237,8 @@ class Store:
 
     def forget(self, experiment: Experiment) -> None:
         """Remove the result, so that it is trained again."""
-        for folder in (self.folder(experiment), self._old(experiment), self.workplace(experiment)):
-            remove(folder)
+        for place in (self.folder, self._old, self.workplace):
+            remove(place(experiment))
 
 
 def _open(folder: Path, experiment: Experiment, prove: bool) -> Result | None:
@@ -277,9 +264,7 @@ def publish(result: Result, preset: str) -> None:
     target = reports_root() / preset / "results" / result.id
     if target == result.folder:
         return
-    record = dict(result.record)
-    if result.keep == "weights":
-        record["keep"] = "arrays"
+    record = {**result.record, "keep": min(result.keep, "arrays", key=KEEP.index)}
     files = {name: result.content(name) for name in FILES[record["keep"]]}
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     write(part, record, files)
