@@ -20,7 +20,8 @@ from nbformat import NotebookNode
 from traitlets import default
 
 from dlops.disk import replaced
-from dlops.export import maths, page
+from dlops.export.maths import markdown, phrase
+from dlops.export.page import clean, finish, words
 from dlops.settings import DlopsError
 
 SENTINEL = "application/vnd.dlops.finished+json"
@@ -62,12 +63,12 @@ class ReportExporter(HTMLExporter):
     def markdown2html(self, context: Any, source: str) -> Markup:
         """Markdown with MathML; nbconvert's own leaves formulas to MathJax."""
         attachments = context.get("cell", {}).get("attachments", {})
-        return Markup(maths.markdown(source, attachments=attachments))
+        return Markup(markdown(source, attachments=attachments))
 
     def default_filters(self) -> Iterable[tuple[str, Any]]:
         """nbconvert's, and `phrase` and `summary`."""
         yield from super().default_filters()
-        yield from (("phrase", maths.phrase), ("summary", _summary))
+        yield from (("phrase", phrase), ("summary", _summary))
 
     def from_notebook_node(  # type: ignore[override]
         self, nb: NotebookNode, resources: dict[str, Any] | None = None, **kw: Any
@@ -83,7 +84,7 @@ class ReportExporter(HTMLExporter):
             if "outputs" in cell:
                 _drop_live(cell)
         text, resources = super().from_notebook_node(nb, resources, **kw)
-        return page.finish(text, resources["report"]), resources
+        return finish(text, resources["report"]), resources
 
 
 def _drop_live(cell: NotebookNode) -> None:
@@ -101,9 +102,9 @@ def _drop_live(cell: NotebookNode) -> None:
 def _summary(cell: NotebookNode) -> str | None:
     """What a folded cell is called; "" leaves that to the heading before it, None is unfolded."""
     tags = cell.metadata.get("tags", ())
-    for tag, words in _PARAMETERS.items():
+    for tag, summary in _PARAMETERS.items():
         if tag in tags:
-            return words
+            return summary
     if "fold" not in tags:
         return None
     told = (output.get("metadata", {}).get("summary") for output in cell.get("outputs", ()))
@@ -165,10 +166,10 @@ def record(notebook: NotebookNode, name: str, title: str | None = None) -> dict[
     """
     said = _payload(_code(notebook)) or {}
     texts = (cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    first = BeautifulSoup(maths.markdown(next(texts, "")), "html.parser")
-    page.clean(first)
+    first = BeautifulSoup(markdown(next(texts, "")), "html.parser")
+    clean(first)
     asked = first.select_one("h1 + p")
-    heading = page.words(first.h1) if first.h1 else ""
+    heading = words(first.h1) if first.h1 else ""
     return {
         "id": name,
         "assignment": "",
