@@ -12,13 +12,4 @@ from dlops.export.exporter import SENTINEL, ReportExporter, export, verdict
 from dlops.export.front import index
 from dlops.export.printer import browser, pdf
 
-__all__ = [
-    "SENTINEL",
-    "ReportExporter",
-    "browser",
-    "export",
-    "hand_in",
-    "index",
-    "pdf",
-    "verdict",
-]
+__all__ = ["SENTINEL", "ReportExporter", "browser", "export", "hand_in", "index", "pdf", "verdict"]

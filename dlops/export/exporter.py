@@ -17,7 +17,6 @@ from markupsafe import Markup
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
-from traitlets import default
 
 from dlops.disk import replaced
 from dlops.export.maths import markdown, phrase
@@ -44,13 +43,10 @@ class ReportExporter(HTMLExporter):
 
     export_from_notebook = "Report (dlops)"
 
-    @default("template_name")
-    def _own_template(self) -> str:
-        return "report"
-
-    @default("extra_template_basedirs")
-    def _own_templates(self) -> list[str]:
-        return [str(Path(__file__).parent / "templates")]
+    def __init__(self, **given: Any) -> None:
+        templates = str(Path(__file__).parent / "templates")
+        own = {"template_name": "report", "extra_template_basedirs": [templates]}
+        super().__init__(**own | given)
 
     def _create_environment(self) -> Environment:
         environment = super()._create_environment()

@@ -40,14 +40,16 @@ def index(root: Path, preset: str | None = None) -> Path:
         folder = "" if own else f"{quote(report['preset'])}/"
         report["href"] = folder + quote(report["html"])
         report["pdf_href"] = report["pdf"] and folder + quote(report["pdf"])
-    values = {
-        "questions": _questions(reports),
-        "charts": _charts(reports),
-        "claims": _claims(reports),
-        "presets": {n: PRESETS.get(n, "") for n in dict.fromkeys(r["preset"] for r in reports)},
-    }
-    write(target, render("front.html.j2", **values))
-    for name in dict.fromkeys(report["preset"] for report in reports):
+    presets = list(dict.fromkeys(report["preset"] for report in reports))
+    text = render(
+        "front.html.j2",
+        questions=_questions(reports),
+        charts=_charts(reports),
+        claims=_claims(reports),
+        presets={name: PRESETS.get(name, "") for name in presets},
+    )
+    write(target, text)
+    for name in presets:
         _link(root / name, [r for r in reports if r["preset"] == name], target)
     return target
 
