@@ -28,6 +28,7 @@ from dlops.store.result import finite
 Progress = Callable[[dict[str, Any]], None]
 
 SAMPLE = 2000  # training images that every epoch's accuracy is measured on
+KEPT = "history", "epoch", "step", "first_spread", "first_loss", "probed", "seconds"
 
 
 @dataclass
@@ -79,18 +80,15 @@ class Training:
             "device": device,
             "seed": experiment.seed,
         }
-        grouping: dict[str, Any] = {}
-        if loss.name == "triplet":
-            grouping = {
-                "classes_per_batch": loss.classes_per_batch,
-                "images_per_class": loss.images_per_class,
-            }
+        shape = (loss.classes_per_batch, loss.images_per_class)
+        triplet = loss.name == "triplet"
         self.train = Batches(
             data.train,
             batch_size=schedule.batch_size,
             augment=experiment.data.augment,
             indices=data.labelled if experiment.data.label_fraction < 1 else None,
-            **grouping,
+            classes_per_batch=shape[0] if triplet else None,
+            images_per_class=shape[1] if triplet else None,
             **self.statistics,
         )
         rng = np.random.default_rng((experiment.seed, 11))
@@ -99,8 +97,7 @@ class Training:
         self.val = self.fixed(data.val)
         self.test = self.fixed(data.test)
         self.groups = {}
-        if loss.name == "triplet":  # what the loss is evaluated on, the same after every epoch
-            shape = loss.classes_per_batch, loss.images_per_class
+        if triplet:  # what the loss is evaluated on, the same after every epoch
             for name, part in (("train", self.sample), ("val", self.val)):
                 groups = class_batches(part.labels.cpu().numpy(), *shape, rng)
                 self.groups[name] = torch.from_numpy(groups).to(device)
@@ -152,14 +149,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "center": center,
-            "history": self.history,
-            "epoch": self.epoch,
-            "step": self.step,
             "sums": self.sums,
-            "first_spread": self.first_spread,
-            "first_loss": self.first_loss,
-            "probed": self.probed,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in KEPT},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -171,8 +162,7 @@ class Training:
                 self.averaged.load_state_dict(state["averaged"])
             if self.objective.name == "center":
                 self.objective.center.load_state_dict(state["center"])
-            kept = "history", "epoch", "step", "first_spread", "first_loss", "probed", "seconds"
-            for name in kept:
+            for name in KEPT:
                 setattr(self, name, state[name])
             self.sums = state["sums"].to(self.device)
         if self.step:
@@ -296,11 +286,9 @@ def stop_if_lost(run: Training, row: dict[str, Any], spread: float) -> None:
     # Running statistics that lag behind inflate the evaluated loss a thousandfold, and it returns.
     losses = [max(r["batch_loss"], r["train_loss"] / WILD) for r in rows]
     if wild(losses, run.first_loss, last):
-        raise diverged(
-            run,
-            f"The loss has left for good: {row['train_loss']:.3g} after epoch {run.epoch + 1}, and"
-            f" {run.first_loss:.3g} in the first step",
-        )
+        now = f"{row['train_loss']:.3g} after epoch {run.epoch + 1}"
+        words = f"The loss has left for good: {now}, and {run.first_loss:.3g} in the first step"
+        raise diverged(run, words)
     if run.first_spread is not None and spread < 0.01 * run.first_spread:
         raise Diverged(
             f"The embedding collapsed: through all of epoch {run.epoch + 1} the mean distance"
@@ -314,10 +302,9 @@ def end_epoch(run: Training, started: float) -> dict[str, Any]:
     """Evaluate the epoch, and append its row to the history. Raises Diverged."""
     batch_loss, seen, active, positive, negative, spread = run.sums.tolist()
     train_seconds = time.perf_counter() - started
-    row: dict[str, Any] = {"epoch": run.epoch + 1}
     measured, sample = evaluate(run)
-    row |= measured
-    row |= {"batch_loss": batch_loss / seen, "lr": run.optimizer.param_groups[0]["lr"]}
+    row: dict[str, Any] = {"epoch": run.epoch + 1, **measured, "batch_loss": batch_loss / seen}
+    row["lr"] = run.optimizer.param_groups[0]["lr"]
     if run.objective.name == "triplet":
         row |= {"active": active / seen, "d_ap": positive / seen, "d_an": negative / seen}
     if run.objective.name == "center":
