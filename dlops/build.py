@@ -112,23 +112,22 @@ def make_optimizer(experiment: Experiment, network: Network) -> torch.optim.Opti
             parameter.requires_grad_(False)
     else:
         groups.append({"params": body, "scale": model.body_lr})
-    attributes: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
+    rates: dict[str, Any] = {"lr": o.lr, "weight_decay": o.weight_decay}
     if o.name == "sgd":
-        attributes |= {"momentum": o.momentum, "nesterov": o.nesterov and o.momentum > 0}
-        return torch.optim.SGD(groups, fused=True, **attributes)
-    attributes["eps"] = experiment.eps
+        nesterov = o.nesterov and o.momentum > 0
+        return torch.optim.SGD(groups, momentum=o.momentum, nesterov=nesterov, fused=True, **rates)
+    rates["eps"] = experiment.eps
     if o.name == "adam":
-        attributes |= {"betas": (o.beta1, o.beta2), "amsgrad": o.amsgrad, "fused": True}
-        return (torch.optim.AdamW if o.decoupled else torch.optim.Adam)(groups, **attributes)
+        kind = torch.optim.AdamW if o.decoupled else torch.optim.Adam
+        return kind(groups, betas=(o.beta1, o.beta2), amsgrad=o.amsgrad, fused=True, **rates)
     if o.name == "adagrad":
-        attributes |= {"lr_decay": o.lr_decay}
-        attributes |= {"initial_accumulator_value": o.initial_accumulator}
+        rates |= {"lr_decay": o.lr_decay, "initial_accumulator_value": o.initial_accumulator}
         fused = groups[0]["params"][0].device.type == "cpu"  # on a GPU only the newest torch has it
-        return torch.optim.Adagrad(groups, fused=fused, **attributes)
+        return torch.optim.Adagrad(groups, fused=fused, **rates)
     if o.name == "adadelta":
-        return torch.optim.Adadelta(groups, rho=o.rho, **attributes)
-    attributes |= {"alpha": o.alpha, "momentum": o.momentum, "centered": o.centered}
-    return torch.optim.RMSprop(groups, **attributes)
+        return torch.optim.Adadelta(groups, rho=o.rho, **rates)
+    rates |= {"alpha": o.alpha, "momentum": o.momentum, "centered": o.centered}
+    return torch.optim.RMSprop(groups, **rates)
 
 
 class Probe:

@@ -77,9 +77,9 @@ def train(
     ) -> None:
         nonlocal last
         row: dict[str, Any] = {"layer": layer + 1 if layerwise else 0, "epoch": epoch}
-        row |= {"train_loss": train_loss, "val_loss": val_loss}
-        row["seconds"] = time.perf_counter() - last
-        last = time.perf_counter()
+        now = time.perf_counter()
+        row |= {"train_loss": train_loss, "val_loss": val_loss, "seconds": now - last}
+        last = now
         history.append(row)
         check(experiment, history)
         if epoch:
@@ -87,9 +87,9 @@ def train(
             total *= len(body.encoder) if layerwise else 1
             progress({"epoch": done, "epochs": total, "row": row})
         if interrupt.is_set() or checkpoint.due:
-            now = {"first_epoch": epoch + 1, "optimizer_state": adam.state_dict()}
+            after = {"first_epoch": epoch + 1, "optimizer_state": adam.state_dict()}
             parts = {"body": body.state_dict(), "decoders": decoders.state_dict()}
-            checkpoint.save({**parts, "history": history, "layer": layer, "start": now})
+            checkpoint.save({**parts, "history": history, "layer": layer, "start": after})
         if interrupt.is_set():
             raise KeyboardInterrupt
 
@@ -131,11 +131,12 @@ def outcome(
         "depths": list(depths),
         "val_error": [error(reconstruct(body, decoders, val, k), truth) for k in depths],
         "mean_image_error": error(mean_image, truth),
-        "dead_units": dead_units(body, val),
+        "dead_units": [
+            (all_codes(body, val, k + 1) == 0).all(0).double().mean().item()  # 0 for every image
+            for k in range(len(body.encoder))
+        ],
         "pretraining_images": len(train_images),
-        "parameters": sum(
-            p.numel() for part in (body.encoder, decoders) for p in part.parameters()
-        ),
+        "parameters": sum(p.numel() for p in (*body.encoder.parameters(), *decoders.parameters())),
     }
     chosen = torch.from_numpy(first_of_each_class(test.labels.numpy(), 1)[:PICTURES])
     pictures = test.take(chosen)
@@ -171,7 +172,7 @@ def gather(data: DataSet, unlabelled: int, device: torch.device) -> Tensor:
     """Training images and so many unlabelled ones, uint8 [N, C, H, W], read a block at a time."""
     if not unlabelled:
         return data.train.images.to(device)
-    found = 0 if data.unlabelled is None else len(data.unlabelled)
+    found = len(data.unlabelled or ())
     if data.unlabelled is None or found < unlabelled:
         raise DlopsError(f"unlabelled is {unlabelled}, but {data.name} has {found} of them here.")
     n = len(data.train)
@@ -185,13 +186,6 @@ def gather(data: DataSet, unlabelled: int, device: torch.device) -> Tensor:
 def error(images: Tensor, truth: Tensor) -> float:
     """The mean squared error."""
     return (images - truth).square().mean().item()
-
-
-@torch.no_grad()
-def dead_units(body: StackedClassifier, images: Tensor) -> list[float]:
-    """The share of each layer's units that are 0 for every image."""
-    layers = range(1, len(body.encoder) + 1)
-    return [(all_codes(body, images, k) == 0).all(0).double().mean().item() for k in layers]
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,8 @@ def choose_device(name: str | None = None) -> torch.device:
     name = name or os.environ.get("DLOPS_DEVICE") or None
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    kind = name.split(":")[0]
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available, kind = {"cpu": True, "cuda": cuda, "mps": mps}, name.split(":")[0]
     if kind not in available:
         raise DlopsError(f"There is no device {name!r}; choose cpu, cuda or mps.")
     if not available[kind]:
@@ -54,10 +51,8 @@ def precision(wanted: str, device: torch.device) -> str:
 
 def reset_peak(device: torch.device) -> None:
     """From here on `peak` counts anew, as far as the system can."""
-    try:
+    with suppress(OSError):
         (PROCESS / "clear_refs").write_text("5")
-    except OSError:
-        pass
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -69,11 +64,9 @@ def peak(device: torch.device) -> dict[str, float]:
         status = (PROCESS / "status").read_text()
         found["peak_rss_mib"] = int(status.split("VmHWM:")[1].split()[0]) / 1024
     except (OSError, IndexError):
-        try:
+        with suppress(ImportError):  # Windows
             import resource
-        except ImportError:  # Windows
-            pass
-        else:
+
             unit = 1 if platform.system() == "Darwin" else 1024
             usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found["peak_rss_mib"] = usage * unit / 2**20
@@ -98,12 +91,8 @@ def git_state() -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name, as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with suppress(OSError, IndexError):
+        return Path("/proc/cpuinfo").read_text().split("model name")[1].split("\n")[0].strip("\t: ")
     return platform.processor() or platform.machine()
 
 

@@ -28,6 +28,7 @@ from dlops.store.result import finite
 Progress = Callable[[dict[str, Any]], None]
 
 SAMPLE = 2000  # training images that every epoch's accuracy is measured on
+KEPT = "history", "epoch", "step", "first_spread", "first_loss", "probed", "seconds"
 
 
 @dataclass
@@ -146,14 +147,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "center": center,
-            "history": self.history,
-            "epoch": self.epoch,
-            "step": self.step,
             "sums": self.sums,
-            "first_spread": self.first_spread,
-            "first_loss": self.first_loss,
-            "probed": self.probed,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in KEPT},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -165,8 +160,7 @@ class Training:
                 self.averaged.load_state_dict(state["averaged"])
             if self.objective.name == "center":
                 self.objective.center.load_state_dict(state["center"])
-            kept = "history", "epoch", "step", "first_spread", "first_loss", "probed", "seconds"
-            for name in kept:
+            for name in KEPT:
                 setattr(self, name, state[name])
             self.sums = state["sums"].to(self.device)
         if self.step:
@@ -290,11 +284,9 @@ def stop_if_lost(run: Training, row: dict[str, Any], spread: float) -> None:
     # Running statistics that lag behind inflate the evaluated loss a thousandfold, and it returns.
     losses = [max(r["batch_loss"], r["train_loss"] / WILD) for r in rows]
     if wild(losses, run.first_loss, last):
-        raise diverged(
-            run,
-            f"The loss has left for good: {row['train_loss']:.3g} after epoch {run.epoch + 1}, and"
-            f" {run.first_loss:.3g} in the first step",
-        )
+        now = f"{row['train_loss']:.3g} after epoch {run.epoch + 1}"
+        words = f"The loss has left for good: {now}, and {run.first_loss:.3g} in the first step"
+        raise diverged(run, words)
     if run.first_spread is not None and spread < 0.01 * run.first_spread:
         raise Diverged(
             f"The embedding collapsed: through all of epoch {run.epoch + 1} the mean distance"
@@ -308,10 +300,9 @@ def end_epoch(run: Training, started: float) -> dict[str, Any]:
     """Evaluate the epoch, and append its row to the history. Raises Diverged."""
     batch_loss, seen, active, positive, negative, spread = run.sums.tolist()
     train_seconds = time.perf_counter() - started
-    row: dict[str, Any] = {"epoch": run.epoch + 1}
     measured, sample = evaluate(run)
-    row |= measured
-    row |= {"batch_loss": batch_loss / seen, "lr": run.optimizer.param_groups[0]["lr"]}
+    row: dict[str, Any] = {"epoch": run.epoch + 1, **measured, "batch_loss": batch_loss / seen}
+    row["lr"] = run.optimizer.param_groups[0]["lr"]
     if run.objective.name == "triplet":
         row |= {"active": active / seen, "d_ap": positive / seen, "d_an": negative / seen}
     if run.objective.name == "center":
