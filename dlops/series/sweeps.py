@@ -52,7 +52,7 @@ ATTRIBUTES: dict[str, tuple[Attribute, ...]] = {
         Attribute("eps", (1e-4, 1e-2)),
     ),
     "adadelta": (
-        Attribute("lr", (0.01, 1.0, ORIGINAL_LR)),
+        Attribute("lr", (0.01, 1.0, ORIGINAL_LR), claimed=ORIGINAL_LR),
         Attribute("rho", (0.5, 0.99)),
         Attribute("eps", (1e-8, 1e-4), claimed=1e-8),
     ),
