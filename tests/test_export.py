@@ -300,13 +300,14 @@ def test_captions_stand_in_what_plain_nbconvert_writes(tmp_path):
 
 def test_folded_cells_are_closed_details_with_a_name(tmp_path):
     log = new_output("stream", name="stdout", text="epoch 1")
-    named = display({"text/plain": "x"}, {"summary": "All epochs"})
+    named = code("show()", display({"text/plain": "x"}), tags=["fold", "hide-input"])
+    named.metadata["summary"] = "All epochs"
     soup = exported(
         tmp_path,
         code("lr = None", tags=["parameters"]),
         new_markdown_cell("# T\n\n## The log"),
         code("print(log)", log, tags=["fold"]),
-        code("show()", named, tags=["fold", "hide-input"]),
+        named,
         code("nothing()", tags=["fold", "hide-input"]),
     )
     folds = soup.find_all("details", class_="fold")

@@ -101,10 +101,7 @@ def _summary(cell: NotebookNode) -> str | None:
     for tag, summary in _PARAMETERS.items():
         if tag in tags:
             return summary
-    if "fold" not in tags:
-        return None
-    told = (output.get("metadata", {}).get("summary") for output in cell.get("outputs", ()))
-    return next(filter(None, told), "")
+    return cell.metadata.get("summary", "") if "fold" in tags else None
 
 
 def _css_string(text: str) -> Markup:

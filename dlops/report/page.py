@@ -167,10 +167,9 @@ class Answer:
 
 def source(*objects: Any) -> None:
     """Display the source code of functions or classes, as it runs."""
-    names = ", ".join(item.__qualname__ for item in objects)
     for item in objects:
         code = textwrap.dedent(inspect.getsource(item))
-        display(Markdown(f"```python\n{code}```"), metadata={"summary": f"Source: {names}"})
+        display(Markdown(f"```python\n{code}```"))
 
 
 QUIET = {"labels", "label_fraction", "tune", "body_lr", "val_fraction"}  # shown if they differ
