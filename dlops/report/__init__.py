@@ -7,6 +7,7 @@ style.py    how figures look, and what they are made with
 figures.py  the figures that pages share, on seaborn and matplotlib
 claims.py   claims written by people and judged by code
 q1.py       what only the notebooks of Question 1 need
+lab3.py     what only the notebooks of lab 3 need: studies, noise floors
 """
 # ruff: noqa: F401
 
