@@ -10,6 +10,7 @@ drawings.py what is taught, drawn: the network and the losses
 q1.py       what only the notebooks of Question 1 need
 q2.py       what only the notebook of Question 2 needs
 q1_comparison.py   what only the comparison of its losses needs
+lab3.py     what only the notebooks of lab 3 need: studies, noise floors
 """
 # ruff: noqa: F401
 
