@@ -203,5 +203,5 @@ def select(
                 f" {report.question} is {report.variant}: leave one of the two out."
             )
         report = replace(report, parameters=tuple({**dict(report.parameters), **changes}.items()))
-        chosen.setdefault((report.question, report.name), report)
+        chosen[report.question, report.name] = report
     return list(chosen.values())
