@@ -218,8 +218,7 @@ def train_part(
         masks = torch.Generator(device).manual_seed(number)
         order = torch.randperm(len(inputs), generator=shuffle)
         for index in order.to(inputs.device).split(batch_size):
-            x = prepare(inputs[index])
-            seen = x
+            x = seen = prepare(inputs[index])
             if noise:
                 draw = torch.rand(x.shape, generator=masks, device=device)
                 seen = x * (draw >= noise)

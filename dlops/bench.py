@@ -48,8 +48,6 @@ CLASSES, PER_CLASS = 20, 500
 TUNED = {*range(20), *range(100, 120)}  # Tiny ImageNet's classes that settings were chosen on
 Figures = dict[str, Any]
 
-# The two ways ---------------------------------------------------------------------------------
-
 
 def ordinary(experiment: Experiment, seconds: float) -> Figures:
     """The ordinary script for so many seconds, on the experiment's images; with its test.
@@ -79,11 +77,10 @@ def ordinary(experiment: Experiment, seconds: float) -> Figures:
 def judged(network: Any, experiment: Experiment, device: torch.device) -> Figures:
     """Test top-1 and top-5 of a network of theirs, measured as those of ours."""
     data, triplet = load(experiment.data, experiment.seed), experiment.loss.name == "triplet"
-    off = torch.autocast(device.type, enabled=False)
 
     def of(split: Split) -> Evaluation:
-        given: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "device": device}
-        return Evaluation(network, Batches(split, data.mean, data.std, **given), off, triplet)
+        batches = Batches(split, data.mean, data.std, batch_size=BATCH, seed=0, device=device)
+        return Evaluation(network, batches, torch.autocast(device.type, enabled=False), triplet)
 
     train = of(data.train) if triplet else None
     metrics, _ = test_results(of(data.test), train, experiment.num_classes, arrays=False)
@@ -118,7 +115,6 @@ class OneBatch:
         return self.steps
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batch, as often as an epoch has steps."""
         return itertools.repeat(self.batch, self.steps)
 
 
@@ -164,9 +160,6 @@ def rate(training: Training, seconds: float) -> float:
     return steps * images / (time.perf_counter() - started)
 
 
-# All of it ------------------------------------------------------------------------------------
-
-
 def recipe(question: str, preset: str, class_seed: int) -> Experiment:
     """The preset's, on a draw of CLASSES classes where the data set has more."""
     made = from_preset(question, preset).with_(keep="metrics")
@@ -177,31 +170,31 @@ def recipe(question: str, preset: str, class_seed: int) -> Experiment:
 
 def untouched(first: int) -> int:
     """The first seed from `first` on that draws none of the classes TUNED."""
-    for seed in itertools.count(first):
+    total = DATASETS["tiny-imagenet"].num_classes
+
+    def free(seed: int) -> bool:
         data = Data("tiny-imagenet", classes=CLASSES, class_seed=seed)
-        if not TUNED & set(class_labels(data, DATASETS[data.name].num_classes).tolist()):
-            return seed
-    raise AssertionError
+        return TUNED.isdisjoint(class_labels(data, total).tolist())
+
+    return next(filter(free, itertools.count(first)))
 
 
 def alone(function: Callable[..., Figures], *arguments: Any) -> Figures:
     """What the function returns in a process of its own."""
-    usual = multiprocessing.get_start_method()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_as_a_script, usual, function, *arguments).result()
+    usual, spawn = multiprocessing.get_start_method(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, _as_a_script, (usual,)) as process:
+        return process.submit(function, *arguments).result()
 
 
-def _as_a_script(usual: str, function: Callable[..., Figures], *arguments: Any) -> Figures:
+def _as_a_script(usual: str) -> None:
     """A spawned process would spawn the loader's workers too, seconds an epoch; no script does."""
     multiprocessing.set_start_method(usual, force=True)
-    return function(*arguments)
 
 
 def measure(
     preset: str,
     seconds: float | None = None,
     seeds: int | None = None,
-    classes_seed: int = 1,
     say: Callable[[str], None] = print,
 ) -> Figures:
     """All ways in turns, every other seed backwards; stored as the preset's figures.
@@ -210,8 +203,7 @@ def measure(
     """
     seconds = seconds or SECONDS.get(preset, 300.0)
     seeds = seeds or (1 if preset in SECONDS else 3)
-    class_seed = untouched(classes_seed)
-    bases = {question: recipe(question, preset, class_seed) for question in SHARES}
+    bases = {question: recipe(question, preset, untouched(1)) for question in SHARES}
     shares = {question: s[-1:] if preset == "test" else s for question, s in SHARES.items()}
     data = load(bases["q1.1"].data, 0)  # decoded before any clock runs
     about = {**machine.describe(machine.choose_device()), **machine.git_state()}
@@ -231,10 +223,11 @@ def measure(
         ways = [("ordinary", 1.0), *(("ours", share) for share in shares[question])]
         for way, share in ways[:: (-1) ** seed]:
             own, name = base.with_(seed=seed), f"{question}-{way}-{share:g}-{seed}"
-            if way == "ordinary":
-                found = one(name, ordinary, own, seconds)
-            else:
-                found = one(name, ours, own.with_(epochs=fitting(share * seconds, paces[question])))
+            epochs = fitting(share * seconds, paces[question])
+            call = (
+                (ordinary, own, seconds) if way == "ordinary" else (ours, own.with_(epochs=epochs))
+            )
+            found = one(name, *call)
             accuracy = f"top-1 {100 * found['top1']:.1f} %, top-5 {100 * found['top5']:.1f} %"
             say(f"{question}, seed {seed}, {way}: {accuracy} in {found['seconds']:.1f} s")
             runs.append({"question": question, "way": way, "share": share, "seed": seed, **found})
@@ -274,9 +267,6 @@ def stored(preset: str) -> Figures:
             f" `python -m dlops.bench --preset {preset}`."
         )
     return measure(preset)
-
-
-# What the figures say -------------------------------------------------------------------------
 
 
 def summary(figures: Figures) -> pd.DataFrame:
@@ -321,11 +311,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="lite", help="whose recipe is trained")
     parser.add_argument("--seconds", type=float, help="of the ordinary script; default 300")
     parser.add_argument("--seeds", type=int, help="default 3")
-    parser.add_argument("--classes-seed", type=int, default=1, help="of the draw of classes")
     a = parser.parse_args(words)
     if (a.seconds is not None and a.seconds <= 0) or (a.seeds is not None and a.seeds < 1):
         raise DlopsError("--seconds must be above 0, and --seeds at least 1.")
-    figures = measure(a.preset, a.seconds, a.seeds, a.classes_seed)
+    figures = measure(a.preset, a.seconds, a.seeds)
     print(summary(figures).to_string(index=False, float_format="{:.3g}".format))
     print(where(a.preset))
 

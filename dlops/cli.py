@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -327,8 +328,6 @@ def data_fetch(name: Annotated[str, _NAME]) -> None:
 @app.command()
 def doctor() -> None:
     """What this machine has: versions, GPU, browser, fonts, data sets, disk."""
-    from importlib.metadata import version
-
     import torch
 
     from dlops import export
@@ -337,7 +336,7 @@ def doctor() -> None:
         mark = "[green]ok  [/]" if good else "[yellow]none[/]"
         console.print(f"{mark} {name:<9} {escape(words)}")
 
-    ours = f"torch {torch.__version__}, dlops {version('dlops')}"
+    ours = f"torch {torch.__version__}, dlops {metadata.version('dlops')}"
     line("python", True, f"{sys.version.split()[0]}, {ours}")
     gpu = torch.cuda.is_available()
     line("gpu", gpu, torch.cuda.get_device_name() if gpu else "training runs on the CPU")
@@ -368,9 +367,7 @@ def version(
     show: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
 ) -> None:
     if show:
-        from importlib.metadata import version
-
-        console.print(f"dlops {version('dlops')}")
+        console.print(f"dlops {metadata.version('dlops')}")
         raise typer.Exit
 
 

@@ -84,12 +84,14 @@ def test_results(
     best = scores.topk(min(5, classes), dim=1).indices.cpu().numpy()
     labels, points = test.labels.cpu().numpy(), test.points.cpu().numpy()
     by_class = measure.class_accuracy(labels, best[:, 0], classes)
+    means = test.class_means(classes)
     metrics: dict[str, Any] = {
         "test_top1": measure.topk_accuracy(best, labels, 1),
         "test_top5": measure.topk_accuracy(best, labels, best.shape[1]),
         "test_images": len(labels),
         "class_accuracy": [None if math.isnan(value) else float(value) for value in by_class],
-        **geometry(test, classes),
+        "within_class": (test.points - means[test.labels]).norm(dim=1).mean().item(),
+        "between_class": torch.pdist(means[means.isfinite().all(dim=1)]).mean().item(),
     }
     if train:
         neighbours = train.points.cpu().numpy(), train.labels.cpu().numpy()
@@ -118,11 +120,3 @@ def compact(values: np.ndarray) -> np.ndarray:
 def sample(images: int) -> np.ndarray:
     """Positions of the fixed sample of test images: the same for every run of a data set."""
     return np.random.default_rng(0).permutation(images)[:POINTS]
-
-
-def geometry(test: Evaluation, classes: int) -> dict[str, float]:
-    """Mean distance of test points to their class mean, and between class means."""
-    means = test.class_means(classes)
-    within = (test.points - means[test.labels]).norm(dim=1).mean().item()
-    between = torch.pdist(means[means.isfinite().all(dim=1)]).mean().item()
-    return {"within_class": within, "between_class": between}

@@ -113,16 +113,13 @@ class Experiment:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the labels."""
         return self.data.classes or self._labels
 
     @property
     def flat(self) -> dict[str, Any]:
         """All settings by their flat names, e.g. {"data": "digits", "lr": 0.001, ...}."""
-        values = {
-            name: getattr(getattr(self, part), field.name) for name, (part, field) in FIELDS.items()
-        }
-        return {**values, "seed": self.seed}
+        fields = ((name, part, field.name) for name, (part, field) in FIELDS.items())
+        return {n: getattr(getattr(self, part), f) for n, part, f in fields} | {"seed": self.seed}
 
     @cached_property
     def settings(self) -> dict[str, Any]:

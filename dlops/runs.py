@@ -191,10 +191,7 @@ def run_all(
     raised at the end, what nobody expected before a DlopsError. options go to `run`.
     """
     wanted = list(experiments)
-    unique = {experiment.id: experiment for experiment in wanted}
-    for experiment in wanted:  # of two that differ in what they keep, the one that keeps more
-        if KEEP.index(experiment.keep) > KEEP.index(unique[experiment.id].keep):
-            unique[experiment.id] = experiment
+    unique = {e.id: e for e in sorted(wanted, key=lambda e: KEEP.index(e.keep))}  # what keeps most
     there = options.get("store") or Store()
     missing = wanted if options.get("force") else [e for e in wanted if not there.find(e)]
     parents = {e.parent.id: e.parent.with_(keep="weights") for e in missing if e.parent}
@@ -202,23 +199,23 @@ def run_all(
     errors: list[Exception] = []
 
     def settle(experiment: Experiment, outcome: Callable[[], Result]) -> None:
+        result: Result | Exception
         try:
-            result: Result | Exception = outcome()
-            results[experiment.id] = result  # type: ignore[assignment]
+            result = results[experiment.id] = outcome()
         except Exception as error:
-            result = error
-            errors.append(error)
+            errors.append(result := error)
         if on_result:
             on_result(experiment, result)
 
-    for wave in (parents, {i: e for i, e in unique.items() if i not in parents}):
-        if executor is None:
+    others = {e.id: unique[e.id] for e in wanted if e.id not in parents}
+    for wave in (parents, others):
+        if executor is not None:
+            futures = {executor.submit(run, e, **options): e for e in wave.values()}
+            for future in as_completed(futures):
+                settle(futures[future], future.result)
+        else:
             for experiment in wave.values():
                 settle(experiment, partial(run, experiment, progress=progress, **options))
-            continue
-        futures = {executor.submit(run, e, **options): e for e in wave.values()}
-        for future in as_completed(futures):
-            settle(futures[future], future.result)
     if errors:
         raise min(errors, key=lambda error: isinstance(error, DlopsError))
     return [results[experiment.id] for experiment in wanted]

@@ -598,9 +598,8 @@ def quick(monkeypatch):
         monkeypatch.setattr(place, lambda x, seed: x[:, :2])
     monkeypatch.setattr("dlops.build.ResNet18", Small)
     torch.manual_seed(1)
-    weights = Network(flat("fine-tuned"), (3, 8, 8)).state_dict()
-    arrays = {name: value.numpy() for name, value in weights.items()}
-    monkeypatch.setattr("dlops.runs.imagenet_weights", lambda: arrays)
+    weights = Network(flat("fine-tuned"), (3, 8, 8)).body.state_dict()
+    monkeypatch.setattr("dlops.runs.source_weights", lambda source: (weights, "a digest"))
 
 
 @pytest.mark.parametrize("name", RUNS)

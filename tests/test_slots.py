@@ -13,6 +13,7 @@ from dlops.runs import run_all
 from dlops.settings import DlopsError
 from dlops.slots import Slots
 from dlops.store import Store
+from dlops.watch import Watch
 
 
 def small(**settings):
@@ -103,7 +104,7 @@ def test_no_slots_is_refused():
 
 
 def test_the_table_counts_what_was_missing(capsys):
-    board = cli.Board(cli.console, {small().id, small(lr=0.1).id})
+    board = Watch(cli.console, {small().id, small(lr=0.1).id}, jobs=2)
     board({"experiment": small(), "epochs": 2, "slot": 1})
     board({"row": {}, "epoch": 1, "slot": 1})
     run = run_all([small()])[0]

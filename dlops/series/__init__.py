@@ -55,7 +55,6 @@ class Report:
 
     @property
     def assignment(self) -> str:
-        """The assignment's folder name."""
         return self.notebook.split("/")[0]
 
     @property
@@ -161,16 +160,11 @@ SPEED = Report(
 SERIES: tuple[Report, ...] = (*_question1(), *_question2(), *_lab3(), SPEED)
 
 
-def ids() -> list[str]:
-    """The question ids that `dlops run` takes, in the order of the series."""
-    return list(dict.fromkeys(report.question for report in SERIES))
-
-
 def parity(roll_number: str) -> str:
     """ "odd" or "even", by the last digit of a roll number."""
     if roll_number[-1:] not in tuple("0123456789"):
         raise DlopsError(
-            f"Roll number {roll_number!r} must end with a digit, which picks the variant."
+            f"Roll number {roll_number!r} must end with a digit: it picks the variant."
         )
     return "odd" if int(roll_number[-1]) % 2 else "even"
 
@@ -187,10 +181,10 @@ def select(
     an unknown id or preset, and for a change that contradicts the roll number's variant.
     """
     check_preset(preset)
+    known = dict.fromkeys([*(report.question for report in SERIES), *ASSIGNMENTS])
     for name in wanted or []:
-        if name not in ids() and name not in ASSIGNMENTS:
-            known = ", ".join([*ids(), *ASSIGNMENTS])
-            raise DlopsError(f"There is no question {name!r}; choose from {known}.")
+        if name not in known:
+            raise DlopsError(f"There is no question {name!r}; choose from {', '.join(known)}.")
     own_parity = parity(roll_number) if roll_number is not None else ""
     changes = changes or {}
     chosen: dict[tuple[str, str], Report] = {}
@@ -209,5 +203,5 @@ def select(
                 f" {report.question} is {report.variant}: leave one of the two out."
             )
         report = replace(report, parameters=tuple({**dict(report.parameters), **changes}.items()))
-        chosen.setdefault((report.question, report.name), report)
+        chosen[report.question, report.name] = report
     return list(chosen.values())

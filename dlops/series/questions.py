@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -24,16 +23,14 @@ def seeds(headline: Experiment, preset: str) -> list[Experiment]:
     return [headline, *(headline.with_(seed=seed, keep="metrics") for seed in others)]
 
 
-def seeded(question: str) -> Callable[..., list[Experiment]]:
+def seeded(question: str, preset: str, **parameters: Any) -> list[Experiment]:
     """The experiment of a question, with the preset's seeds."""
-
-    def experiments(preset: str, **parameters: Any) -> list[Experiment]:
-        return seeds(from_preset(question, preset, **parameters), preset)
-
-    return experiments
+    return seeds(from_preset(question, preset, **parameters), preset)
 
 
-plain = seeded("q1.1")
+def plain(preset: str, **parameters: Any) -> list[Experiment]:
+    """Question 1.1."""
+    return seeded("q1.1", preset, **parameters)
 
 
 def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
@@ -50,7 +47,7 @@ def planar(preset: str, **parameters: Any) -> dict[str, Experiment]:
 
 def center(preset: str, **parameters: Any) -> list[Experiment]:
     """Question 1.3: its seeds, those of lambda = 0, and the illustrations in the plane."""
-    own = seeded("q1.3")(preset, **parameters)
+    own = seeded("q1.3", preset, **parameters)
     rest = {name: v for name, v in parameters.items() if not name.startswith("center_")}
     return [*own, *plain(preset, **rest), *planar(preset, **parameters).values()]
 
@@ -60,22 +57,22 @@ def tried(preset: str, **parameters: Any) -> list[Experiment]:
     given = {name for name, value in parameters.items() if value is not None}
     if given - {"optimizer"} or parameters.get("optimizer", "adam") != "adam":
         return []
-    mine = {e.id for e in seeded("q1.2")(preset)}
+    mine = {e.id for e in seeded("q1.2", preset)}
     found: dict[str, Experiment] = {}
     for row in NUMBERS["tried"].get(preset, ()):
         own = {name: value for name, value in row.items() if name != "seeds"}
-        found |= {e.id: e for e in seeded("q1.2")(preset, **own)[: row.get("seeds")]}
+        found |= {e.id: e for e in seeded("q1.2", preset, **own)[: row.get("seeds")]}
     return [e for e in found.values() if e.id not in mine]
 
 
 def triplet(preset: str, **parameters: Any) -> list[Experiment]:
     """Question 1.2: its seeds, and what else was tried."""
-    return [*seeded("q1.2")(preset, **parameters), *tried(preset, **parameters)]
+    return [*seeded("q1.2", preset, **parameters), *tried(preset, **parameters)]
 
 
 def by_loss(preset: str, **parameters: Any) -> dict[str, list[Experiment]]:
     """What the comparison compares: for each loss the experiments of the preset's seeds."""
-    return {name: seeded(question)(preset, **parameters) for name, question in LOSSES.items()}
+    return {name: seeded(question, preset, **parameters) for name, question in LOSSES.items()}
 
 
 def compared(preset: str, **parameters: Any) -> list[Experiment]:

@@ -174,16 +174,11 @@ class Store:
     def _tidy(self, experiment: Experiment) -> None:
         """Finish or undo what a killed process was at."""
         old, folder = self._old(experiment), self.folder(experiment)
-        if old.exists():
-            if folder.exists():
-                remove(old)
-            else:
-                os.rename(old, folder)
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        remove(old)
         for part in self.workplace(experiment).glob("*.part"):
-            if part.is_dir():
-                remove(part)
-            else:
-                part.unlink()
+            remove(part) if part.is_dir() else part.unlink()
 
     def save(
         self,
