@@ -330,7 +330,7 @@ def test_a_member_that_diverged_is_told(plan):
     assert math.isnan(found.frame().set_index("changes").step["lr 0.0001"])
     assert np.isnan(found.grid().loc["0.0001"].iloc[0])
     assert found.fitted().step.notna().all()
-    found.show_effects()
+    assert found.effects().loc["lr"].moved
     with pytest.raises(DlopsError, match="base setting"):
         lab3.Study(plan, {})
 

@@ -18,10 +18,10 @@ from nbconvert.exporters import HTMLExporter
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
-from dlops.disk import replaced
 from dlops.export.maths import markdown, phrase
 from dlops.export.page import clean, finish, words
 from dlops.settings import DlopsError
+from dlops.store.disk import replaced
 
 SENTINEL = "application/vnd.dlops.finished+json"
 PUBLISHED = ("standard", "full", "lite", "original")

@@ -172,19 +172,21 @@ class Study:
 
     def effects(self) -> pd.DataFrame:
         """A row an attribute, largest first: lowest and highest validation top-5 with their values
-        (one seed), their range, the floor of such a range, moved, and how many diverged."""
+        (one seed), their range, the floor of such a range, moved, how many diverged, and the
+        effective step at the lowest over that at the highest."""
         rows = []
         for name, axis in self.sweep.responses.items():
-            scores = {v: r.metrics["val_top5"] for v, e in axis.items() for r in self.of([e])}
+            found = {value: r for value, e in axis.items() for r in self.of([e])}
+            scores = {value: r.metrics["val_top5"] for value, r in found.items()}
             low, high = min(scores, key=scores.__getitem__), max(scores, key=scores.__getitem__)
             width, lost = scores[high] - scores[low], len(axis) - len(scores)
             floor = self.floor(len(axis), of=len(self.sweep.responses))
-            moved = width > floor or lost > 0
-            rows.append((name, low, scores[low], high, scores[high], width, floor, moved, lost))
+            steps = step_of(found[low]) / step_of(found[high])
+            cells = (width, floor, width > floor or lost > 0, lost, steps)
+            rows.append((name, low, scores[low], high, scores[high], *cells))
         columns = ["attribute", "worst", "lowest", "best", "highest", "range", "floor", "moved"]
-        frame = pd.DataFrame(rows, columns=[*columns, "diverged"]).sort_values(
-            "range", ascending=False, kind="stable"
-        )
+        frame = pd.DataFrame(rows, columns=[*columns, "diverged", "step ratio"])
+        frame = frame.sort_values("range", ascending=False, kind="stable")
         return frame.set_index("attribute")
 
     def title(self, attribute: str) -> str:
@@ -255,30 +257,6 @@ class Study:
         if len(groups) < 2:
             return Quantity(reason=ONE_RATE, unit="points")
         return spread(groups, "val_top5")
-
-    # Tables -------------------------------------------------------------------------------------
-
-    def show_effects(self) -> None:
-        """Each attribute's range beside the range that noise makes, and the steps at its ends."""
-        frame, rows = self.effects(), []
-        for name, row in frame.iterrows():
-            axis = self.sweep.responses[str(name)]
-            steps = [step_of(r) for v in (row.worst, row.best) for r in self.of([axis[v]])]
-            low, high = (f"{percent(s)} at {text(v)}" for s, v in (
-                (row.lowest, row.worst), (row.highest, row.best)))  # fmt: skip
-            cells = (
-                f"{100 * row.range:.1f}",
-                f"{100 * row.floor:.1f}",
-                f"{steps[0] / steps[1]:.2g}",
-            )
-            rows.append((name, low, high, *cells, "more" if row.moved else "no more"))
-        columns = ["attribute", "lowest", "highest", "range", "noise", "step ratio", "than noise"]
-        table(
-            pd.DataFrame(rows, columns=columns),
-            "Validation top-5 of one seed over each attribute's values; noise: the largest range of"
-            f" as many equal settings, in points, corrected for {len(rows)} attributes; step ratio:"
-            " the effective step at the lowest over that at the highest.",
-        )
 
 
 @drawing
