@@ -1,23 +1,13 @@
 """Fine-tuning: studies as lists of experiments, ImageNet's weights, parallel slots, findings."""
 
-import hashlib
 import math
-import pickle
-import threading
-from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import torchvision
 
 from dlops import cli
-from dlops.build import Network
-from dlops.data import weights as pretrained
 from dlops.experiment import Experiment
 from dlops.report import Claims, lab3, spread
 from dlops.series import SERIES, select, sweeps
@@ -117,103 +107,6 @@ def test_every_report_has_its_notebook_and_experiments():
     for report in SERIES:
         if report.assignment == "lab3":
             assert all(report.wanted(preset) for preset in report.presets)
-
-
-# ImageNet's weights
-
-
-@pytest.fixture
-def imagenet(tmp_path, monkeypatch):
-    """Writes a file of weights where they are looked for, and says that it is the published one."""
-
-    def write(content, checksum=None):
-        folder = tmp_path / "weights"
-        folder.mkdir(exist_ok=True)
-        path = folder / "resnet18-f37072fd.pth"
-        if isinstance(content, dict):
-            torch.save(content, path)
-        else:
-            path.write_bytes(content)
-        digest = checksum or hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-        info = replace(pretrained.IMAGENET, checksum=f"sha256:{digest}")
-        monkeypatch.setattr(pretrained, "IMAGENET", info)
-        monkeypatch.setenv("DLOPS_DATA", str(tmp_path))
-        return path
-
-    return write
-
-
-def test_the_published_file_is_the_official_one():
-    assert pretrained.IMAGENET.url == torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    assert pretrained.IMAGENET.checksum == "sha256:f37072fd"
-
-
-@pytest.mark.parametrize("counters", [True, False])
-def test_imagenet_weights_give_torchvisions_outputs(imagenet, counters):
-    torch.manual_seed(3)
-    theirs = torchvision.models.resnet18()
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # as after training
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-    state = theirs.state_dict()
-    if not counters:
-        state = {k: v for k, v in state.items() if "num_batches" not in k}
-    imagenet(state)
-    weights = pretrained.imagenet_weights()
-    network = Network(Experiment.from_preset("lab3.adam", "original", classes=7), (3, 64, 64))
-    ours = network.state_dict()
-    assert set(ours) <= set(weights)
-    mine = {name: torch.from_numpy(weights[name]) for name in ours if not network.is_new(name)}
-    network.load_state_dict({**ours, **mine})
-    images = torch.randn(4, 3, 64, 64)
-    theirs.fc = torch.nn.Identity()
-    with torch.no_grad():
-        embeddings, logits = network.eval()(images)
-        torch.testing.assert_close(embeddings, theirs.eval()(images), rtol=1e-5, atol=1e-5)
-    assert logits.shape == (4, 7)
-
-
-def test_wrong_checksum_is_refused_and_set_aside(imagenet):
-    path = imagenet(b"not what was published", checksum="f37072fd")
-    with pytest.raises(DlopsError, match=r"SHA256 checksum .* must have f37072fd.*set aside"):
-        pretrained.imagenet_weights()
-    assert not path.exists()
-    assert path.with_name(path.name + ".bad").read_bytes() == b"not what was published"
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_file_with_code_in_it_is_refused(imagenet, tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "harm"), "w"))
-
-    imagenet(pickle.dumps({"conv1.weight": Harmful()}))
-    with pytest.raises(DlopsError, match="does not hold weights"):
-        pretrained.imagenet_weights()
-    assert not (tmp_path / "harm").exists()
-
-
-def test_weights_are_fetched_once_and_verified(imagenet, tmp_path, monkeypatch):
-    source = tmp_path / "served"
-    source.mkdir()
-    (source / "resnet18-f37072fd.pth").write_bytes(b"weights")
-    handler = partial(SimpleHTTPRequestHandler, directory=source)
-    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *args: None)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    path = imagenet(b"weights")
-    path.unlink()
-    url = f"http://127.0.0.1:{server.server_port}/resnet18-f37072fd.pth"
-    monkeypatch.setattr(pretrained, "IMAGENET", replace(pretrained.IMAGENET, url=url))
-    cli.data_fetch("imagenet-weights")
-    server.shutdown()
-    server.server_close()
-    assert path.read_bytes() == b"weights"
-    assert pretrained.fetch_imagenet() == path  # no server is needed any more
-    assert not list(path.parent.glob("*.part"))
 
 
 # What studies say

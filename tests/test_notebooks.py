@@ -64,7 +64,9 @@ def test_sections_come_in_the_house_order(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
-    assert [heading for heading in headings if heading in SECTIONS] == SECTIONS
+    short = {"Training", "Test results", "Embeddings", "Try it yourself"}
+    house = [name for name in SECTIONS if path.stem != "speed" or name not in short]
+    assert [heading for heading in headings if heading in SECTIONS] == house
 
 
 @every_notebook
@@ -80,7 +82,7 @@ def test_a_sentence_comes_before_each_visible_code_cell(path):
 @every_notebook
 def test_the_last_cell_leaves_the_mark(path):
     last = cells(path, "code")[-1]
-    assert last.source.startswith("report.finish(") and "hide" in tags(last)
+    assert "report.finish(" in last.source and "hide" in tags(last)
 
 
 def test_run_all_with_a_stock_kernel(monkeypatch):
