@@ -120,7 +120,9 @@ class Watch:
             return f"{100 * metrics[key]:.1f} %" if key in metrics else "–"
 
         if self.epochwise:
-            words = f"test top-5 {share('test_top5')}, top-1 {share('test_top1')}  ({took})"
+            shown = {"top-5": "test_top5", "top-1": "test_top1"}
+            found = [f"{name} {share(key)}" for name, key in shown.items() if key in metrics]
+            words = f"{'test ' * bool(found)}{', '.join(found)}  ({took})"
             self.console.print("  [red]failed[/]" if failed else f"  [green]done[/] {words}")
             return
         cells = f"{share('val_top1'):>10}  {share('test_top1'):>10}  {took:>11}"
