@@ -12,15 +12,18 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
-from matplotlib.collections import PathCollection
-from matplotlib.colors import to_hex
+from matplotlib.collections import Collection
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.text import Text
 from PIL import Image
 
 from dlops.report.style import DARK, NARROW, PAPER, WIDE, Drawing, style
 from dlops.settings import DlopsError
 
+HEAVY = 60_000  # characters
 _MARK = r'<use href="[^"]+" x="[^"]+" y="[^"]+" style='
 MARKS = re.compile(rf'{_MARK}"([^"]*)"/>(?:\s*{_MARK}"\1"/>)+')
 
@@ -60,28 +63,45 @@ def _source(uri: str, media: str) -> str:
 
 
 def pictures(figure: Drawing | Figure, width: float) -> tuple[str, str]:
-    """The figure for light and for dark pages, as data: URIs."""
+    """The figure for light and for dark pages, as data: URIs.
+
+    Lines and text are SVG; photographs, and what would be more than HEAVY as SVG, are WebP.
+    """
     with style(width):
         drawn = figure if isinstance(figure, Figure) else figure()
         arrays = [image.get_array() for axes in drawn.axes for image in axes.images]
-        if any(np.ndim(picture) == 3 for picture in arrays if picture is not None):
-            light = _photograph(drawn)
-            for text in drawn.findobj(Text):
-                color = to_hex(text.get_color())
-                text.set_color(DARK.get(color, color))
-            drawn.set_facecolor(DARK[PAPER])
-            return light, _photograph(drawn)
-        marks = [
-            c for axes in drawn.axes for c in axes.collections if isinstance(c, PathCollection)
-        ]
-        if sum(np.shape(collection.get_offsets())[0] for collection in marks) > 2000:
-            for collection in marks:
-                collection.set_rasterized(True)
-        buffer = io.StringIO()
-        drawn.savefig(buffer, format="svg", dpi=200, metadata={"Date": None, "Creator": None})
-    light = _smaller(buffer.getvalue())
+        photographs = any(np.ndim(picture) == 3 for picture in arrays if picture is not None)
+        light = "" if photographs else _svg(drawn)
+        if photographs or len(light) > HEAVY:
+            return _photograph(drawn), _photograph(_darkened(drawn))
     dark = re.sub("#[0-9a-f]{6}", lambda m: DARK.get(m[0], m[0]), light)
     return _svg_uri(light), _svg_uri(dark)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return _smaller(buffer.getvalue())
+
+
+def _darkened(figure: Figure) -> Figure:
+    """The figure in the colours of a dark page."""
+
+    def dark(color: Any) -> Any:
+        rgba = to_rgba(color)
+        return to_rgba(DARK[to_hex(rgba)], rgba[3]) if to_hex(rgba) in DARK else color
+
+    for artist in figure.findobj(include_self=True):
+        if isinstance(artist, Collection):
+            artist.set_facecolor([dark(color) for color in artist.get_facecolor()])
+            artist.set_edgecolor([dark(color) for color in artist.get_edgecolor()])
+        elif isinstance(artist, Patch):
+            artist.set_facecolor(dark(artist.get_facecolor()))
+            artist.set_edgecolor(dark(artist.get_edgecolor()))
+        elif isinstance(artist, (Text, Line2D)):
+            artist.set_color(dark(artist.get_color()))
+    figure.set_facecolor(DARK[PAPER])
+    return figure
 
 
 def _smaller(svg: str) -> str:
@@ -142,9 +162,9 @@ def _svg_uri(svg: str) -> str:
 
 def _photograph(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor=figure.get_facecolor())
+    figure.savefig(buffer, format="png", dpi=140, facecolor=figure.get_facecolor())
     smaller = io.BytesIO()
-    Image.open(buffer).convert("RGB").save(smaller, "WEBP", quality=82, method=4)
+    Image.open(buffer).convert("RGB").save(smaller, "WEBP", quality=80, method=4)
     return "data:image/webp;base64," + base64.b64encode(smaller.getvalue()).decode()
 
 
