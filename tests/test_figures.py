@@ -85,6 +85,9 @@ DRAWINGS = {
 }
 
 
+MANY = ["200 classes", "10 x 10", "20 x 20", "60 x 60", "10 groups", "20 groups", "30 groups"]
+
+
 def ticks_beyond(axes):
     """Labels of ticks outside the limits, which are not drawn."""
     for axis in (axes.xaxis, axes.yaxis):
@@ -113,7 +116,11 @@ def test_no_text_is_cut_off(name, width):
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("name", [name for name in DRAWINGS if name != "triplets"])
 def test_a_line_drawing_is_an_svg_of_which_the_dark_one_has_no_light_paper(name, width):
-    light, dark = (unquote(uri.split(",", 1)[1]) for uri in output.pictures(DRAWINGS[name], width))
+    uris = output.pictures(DRAWINGS[name], width)
+    if name in MANY and uris[0].startswith("data:image/webp"):
+        assert uris[1].startswith("data:image/webp") and uris[0] != uris[1]
+        return
+    light, dark = (unquote(uri.split(",", 1)[1]) for uri in uris)
     for svg in (light, dark):
         assert ElementTree.fromstring(svg).get("viewBox")
     assert PAPER in light and PAPER not in dark and DARK[PAPER] in dark
@@ -125,9 +132,9 @@ def test_photographs_are_pixels_and_their_dark_page_has_light_words():
     assert light.startswith("data:image/webp") and dark != light
 
 
-def test_many_marks_become_a_picture_within_the_drawing():
+def test_what_would_be_heavy_as_a_drawing_is_a_picture():
     many, few = (output.pictures(mapped(10, n), WIDE)[0] for n in (5000, 100))
-    assert "image/png" in unquote(many) and "image/png" not in unquote(few)
+    assert many.startswith("data:image/webp") and few.startswith("data:image/svg+xml")
     assert len(many) < 400_000
 
 

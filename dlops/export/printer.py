@@ -6,8 +6,10 @@ Chrome, Chromium or Edge of the machine prints our HTML.
 
 from __future__ import annotations
 
+import base64
 import functools
 import html
+import io
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from bs4 import BeautifulSoup
+from PIL import Image
 
 from dlops.export.exporter import write
 from dlops.export.page import made, words
@@ -101,6 +104,10 @@ def pdf(page: Path, pdf: Path) -> None:
 def printable(text: str) -> str:
     """A page as it is printed: folded parts stand in an appendix, links lead out or inside."""
     soup = BeautifulSoup(text, "html.parser")
+    for source in soup.select("picture > source"):
+        source.decompose()  # of dark and narrow pages
+    for image in soup.select('img[src^="data:image/webp"]'):
+        image["src"] = _jpeg(str(image["src"]))
     for link in soup.select("a[href]"):
         if not str(link["href"]).startswith(("#", "https:", "http:", "mailto:")):
             link.unwrap()  # to a file beside the page
@@ -120,6 +127,13 @@ def printable(text: str) -> str:
         if appendix.div:
             article.append(appendix)
     return str(soup)
+
+
+def _jpeg(uri: str) -> str:
+    """A WebP as a JPEG, which a PDF can hold as it is; any other kind it would hold unpacked."""
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as image:
+        image.convert("RGB").save(buffer := io.BytesIO(), "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _print(program: str, page: Path, made: Path, seconds: float) -> None:

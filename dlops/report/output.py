@@ -23,7 +23,7 @@ from PIL import Image
 from dlops.report.style import DARK, NARROW, PAPER, WIDE, Drawing, style
 from dlops.settings import DlopsError
 
-HEAVY = 60_000  # characters
+HEAVY = 100_000  # characters
 _MARK = r'<use href="[^"]+" x="[^"]+" y="[^"]+" style='
 MARKS = re.compile(rf'{_MARK}"([^"]*)"/>(?:\s*{_MARK}"\1"/>)+')
 
