@@ -74,7 +74,7 @@ def resnet18(network: nn.Module, image: Sequence[int]) -> Figure:
     color = PALETTE["cross-entropy"]
     for i, (name, shape) in enumerate(parts):
         x, y = (i % columns + 0.5) * step, 2.05 + 0.8 * (rows - 1 - i // columns)
-        text = f"{name}\n" + " × ".join(map(str, [n for n in shape if n > 1] or shape))
+        text = f"{name}\n" + "×".join(map(str, [n for n in shape if n > 1] or shape))
         _box(axes, x, y, text, SOFT if name == "image" else color, (step * 0.84, 0.5))
         if i % columns:
             _arrow(axes, (x - step * 0.58, y), (x - step * 0.43, y))
