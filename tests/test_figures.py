@@ -115,33 +115,32 @@ def test_no_text_is_cut_off(name, width):
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("name", [name for name in DRAWINGS if name != "triplets"])
-def test_a_line_drawing_is_an_svg_of_which_the_dark_one_has_no_light_paper(name, width):
-    uris = output.pictures(DRAWINGS[name], width)
-    if name in MANY and uris[0].startswith("data:image/webp"):
-        assert uris[1].startswith("data:image/webp") and uris[0] != uris[1]
+def test_a_line_drawing_is_an_svg_that_suits_light_and_dark_pages(name, width):
+    uri = output.picture(DRAWINGS[name], width)
+    if name in MANY and uri.startswith("data:image/webp"):
         return
-    light, dark = (unquote(uri.split(",", 1)[1]) for uri in uris)
-    for svg in (light, dark):
-        assert ElementTree.fromstring(svg).get("viewBox")
-    assert PAPER in light and PAPER not in dark and DARK[PAPER] in dark
-    assert "<text" not in light and re.search(r"<path id='d[\w-]+' d=", light)
+    svg = unquote(uri.split(",", 1)[1])
+    assert ElementTree.fromstring(svg).get("viewBox")
+    assert "<text" not in svg and re.search(r"<path id='d[\w-]+' d=", svg)
+    light, dark = svg.split("@media(prefers-color-scheme:dark)", 1)
+    paper = re.search(rf"(--c\d+):{PAPER}", light)
+    assert paper and f"{paper[1]}:{DARK[PAPER]}" in dark and PAPER not in dark
 
 
-def test_photographs_are_pixels_and_their_dark_page_has_light_words():
-    light, dark = output.pictures(DRAWINGS["triplets"], WIDE)
-    assert light.startswith("data:image/webp") and dark != light
+def test_photographs_are_pixels():
+    assert output.picture(DRAWINGS["triplets"], WIDE).startswith("data:image/webp")
 
 
 def test_what_would_be_heavy_as_a_drawing_is_a_picture():
-    many, few = (output.pictures(mapped(10, n), WIDE)[0] for n in (5000, 100))
+    many, few = (output.picture(mapped(10, n), WIDE) for n in (5000, 100))
     assert many.startswith("data:image/webp") and few.startswith("data:image/svg+xml")
     assert len(many) < 400_000
 
 
 def test_a_personal_matplotlibrc_does_not_leak():
-    own = output.pictures(DRAWINGS["curves of a seed"], WIDE)
+    own = output.picture(DRAWINGS["curves of a seed"], WIDE)
     with matplotlib.rc_context({"font.size": 20, "axes.grid": False, "lines.linewidth": 5}):
-        assert output.pictures(DRAWINGS["curves of a seed"], WIDE) == own
+        assert output.picture(DRAWINGS["curves of a seed"], WIDE) == own
         assert matplotlib.rcParams["font.size"] == 20
     assert not plt.get_fignums()
 
@@ -212,7 +211,7 @@ def test_a_figure_is_taken_as_it_is():
     with style():
         figure = Figure()
         figure.subplots().plot([1, 2])
-    assert output.pictures(figure, WIDE)[0].startswith("data:image/svg+xml,")
+    assert output.picture(figure, WIDE).startswith("data:image/svg+xml,")
 
 
 def test_classes_that_lie_on_each_other_get_a_panel_each():

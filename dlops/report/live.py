@@ -12,7 +12,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from dlops.experiment import Experiment
-from dlops.report.output import pictures
+from dlops.report.output import picture
 from dlops.report.page import Answer
 from dlops.report.style import CLASSES, epoch_axis, panels, percent_axis
 
@@ -71,10 +71,10 @@ class Live:
         words = f"{self.name}{rate}; run {self.done + 1} of {self.total}, about {left:.0f} s left"
         bar = f'<progress value="{whole:.3f}" max="1"></progress> {words}'
         if not rate and time.monotonic() - self.drawn > 1:  # drawing takes a third of a second
-            self.curve, self.drawn = pictures(self._draw, 5.0)[0], time.monotonic()
-        picture = f'<br><img alt="The curves so far." src="{self.curve}">' if self.curve else ""
+            self.curve, self.drawn = picture(self._draw, 5.0), time.monotonic()
+        image = f'<br><img alt="The curves so far." src="{self.curve}">' if self.curve else ""
         for place in self.places:
-            place.update(HTML(bar + picture))
+            place.update(HTML(bar + image))
 
     def _draw(self) -> Figure:
         frame = pd.DataFrame(self.rows)

@@ -12,15 +12,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
-from matplotlib.collections import Collection
-from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.text import Text
 from PIL import Image
 
-from dlops.report.style import DARK, NARROW, PAPER, WIDE, Drawing, style
+from dlops.report.style import DARK, NARROW, WIDE, Drawing, style
 from dlops.settings import DlopsError
 
 HEAVY = 100_000  # characters
@@ -44,64 +39,47 @@ def show(
 
 
 def _figure_html(figure: Drawing | Figure, caption: str, alt: str, key: str) -> str:
-    wide = pictures(figure, WIDE)
-    sources = ""
+    narrow = ""
     if not isinstance(figure, Figure):
-        light, dark = pictures(figure, NARROW)
-        sources = _source(dark, "(max-width: 30em) and (prefers-color-scheme: dark)")
-        sources += _source(light, "(max-width: 30em)")
-    sources += _source(wide[1], "(prefers-color-scheme: dark)")
+        narrow = f'<source media="(max-width: 30em)" srcset="{picture(figure, NARROW)}">'
     name = f' id="fig-{html.escape(key)}"' if key else ""
     look = 'style="width: 100%; max-width: 46rem"'
-    picture = f'<picture>{sources}<img src="{wide[0]}" alt="{html.escape(alt)}" {look}></picture>'
+    wide = f'<img src="{picture(figure, WIDE)}" alt="{html.escape(alt)}" {look}>'
     words = f"<figcaption>{html.escape(caption, quote=False)}</figcaption>"
-    return f'<figure{name} class="dlops">{picture}{words}</figure>'
+    return f'<figure{name} class="dlops"><picture>{narrow}{wide}</picture>{words}</figure>'
 
 
-def _source(uri: str, media: str) -> str:
-    return f'<source media="{media}" srcset="{uri}">'
+def picture(figure: Drawing | Figure, width: float) -> str:
+    """The figure as a data: URI.
 
-
-def pictures(figure: Drawing | Figure, width: float) -> tuple[str, str]:
-    """The figure for light and for dark pages, as data: URIs.
-
-    Lines and text are SVG; photographs, and what would be more than HEAVY as SVG, are WebP.
+    Lines and text are SVG, which suits light and dark pages; photographs, and what would be more
+    than HEAVY as SVG, are WebP on light paper.
     """
     with style(width):
         drawn = figure if isinstance(figure, Figure) else figure()
         arrays = [image.get_array() for axes in drawn.axes for image in axes.images]
-        photographs = any(np.ndim(picture) == 3 for picture in arrays if picture is not None)
-        light = "" if photographs else _svg(drawn)
-        if photographs or len(light) > HEAVY:
-            return _photograph(drawn), _photograph(_darkened(drawn))
-    dark = re.sub("#[0-9a-f]{6}", lambda m: DARK.get(m[0], m[0]), light)
-    return _svg_uri(light), _svg_uri(dark)
+        if not any(np.ndim(array) == 3 for array in arrays if array is not None):
+            svg = _svg(drawn)
+            if len(svg) <= HEAVY:
+                return _svg_uri(_adaptive(svg))
+        return _photograph(drawn)
+
+
+def _adaptive(svg: str) -> str:
+    """The drawing with its colours as variables, which a dark page sets anew."""
+    names = {color: f"--c{i}" for i, color in enumerate(DARK) if color in svg}
+    for color, name in names.items():
+        svg = svg.replace(color, f"var({name})")
+    light = ";".join(f"{name}:{color}" for color, name in names.items())
+    dark = ";".join(f"{name}:{DARK[color]}" for color, name in names.items())
+    look = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    return re.sub(r"(<svg[^>]*>)", lambda m: m[1] + look, svg, count=1)
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return _smaller(buffer.getvalue())
-
-
-def _darkened(figure: Figure) -> Figure:
-    """The figure in the colours of a dark page."""
-
-    def dark(color: Any) -> Any:
-        rgba = to_rgba(color)
-        return to_rgba(DARK[to_hex(rgba)], rgba[3]) if to_hex(rgba) in DARK else color
-
-    for artist in figure.findobj(include_self=True):
-        if isinstance(artist, Collection):
-            artist.set_facecolor([dark(color) for color in artist.get_facecolor()])
-            artist.set_edgecolor([dark(color) for color in artist.get_edgecolor()])
-        elif isinstance(artist, Patch):
-            artist.set_facecolor(dark(artist.get_facecolor()))
-            artist.set_edgecolor(dark(artist.get_edgecolor()))
-        elif isinstance(artist, (Text, Line2D)):
-            artist.set_color(dark(artist.get_color()))
-    figure.set_facecolor(DARK[PAPER])
-    return figure
 
 
 def _smaller(svg: str) -> str:
@@ -162,9 +140,9 @@ def _svg_uri(svg: str) -> str:
 
 def _photograph(figure: Figure) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, facecolor=figure.get_facecolor())
+    figure.savefig(buffer, format="png", dpi=130, facecolor=figure.get_facecolor())
     smaller = io.BytesIO()
-    Image.open(buffer).convert("RGB").save(smaller, "WEBP", quality=80, method=4)
+    Image.open(buffer).convert("RGB").save(smaller, "WEBP", quality=78, method=4)
     return "data:image/webp;base64," + base64.b64encode(smaller.getvalue()).decode()
 
 
