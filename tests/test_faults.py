@@ -832,6 +832,8 @@ class Histories(RuleBasedStateMachine):
             with suppress(ValueError, KeyError):  # of a record that is damaged already
                 DAMAGES[damage](folder)
             self.possible = self.possible | {None}
+            if self.store._old(EXPERIMENT).exists():  # what a killed save was replacing
+                self.possible |= set(range(1, self.number))
 
     @rule()
     def claim(self):
