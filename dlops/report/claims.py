@@ -173,7 +173,8 @@ class Claims:
 
     def _note(self) -> str:
         tested = sum(claim.quantity.test is not None for claim in self._claims)
-        note = f"Intervals are of {100 * LEVEL:.0f} %, each bound one of {100 - 100 * ALPHA:.0f} %; not corrected."
+        note = f"Intervals are of {100 * LEVEL:.0f} %, each bound one of {100 - 100 * ALPHA:.0f} %;"
+        note += " not corrected."
         if tested:
             note += " p is one-sided, from Student's t over seeds"
             note += f", corrected for {tested} tested claims (Holm)." if tested > 1 else "."
